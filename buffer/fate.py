@@ -1,0 +1,124 @@
+"""What became of a piece of feedback, worked out from the log's facts rather than stored.
+
+    received → accepted | quarantined | skipped → training → refused | trained → served
+    and at any time: superseded, held (only a withdrawn policy has it), withdrawn, erased
+
+Pure. `Lineage` is what the rounds and the alias's moves say about policies; `fate` judges one row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Status = Literal[
+    "received",
+    "accepted",
+    "quarantined",
+    "skipped",
+    "training",
+    "refused",
+    "trained",
+    "served",
+    "superseded",
+    "held",
+    "withdrawn",
+    "erased",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFact:
+    """One round: `verdict` is None while it runs; `version` is that of its release, if it passed."""
+
+    round: int
+    parent: int
+    verdict: Literal["passed", "refused", "failed"] | None = None
+    version: int | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Which policies descend from which. Version 0 is the base model."""
+
+    live: int = 0
+    moved_to: tuple[int, ...] = ()
+    """Every version that the alias ever pointed to."""
+    parents: Mapping[int, int] = field(default_factory=dict)
+    rejected: Mapping[int, str] = field(default_factory=dict)
+    """Releases that a server refused to serve, with the reason."""
+
+    def ancestors(self, version: int) -> frozenset[int]:
+        """`version` and all it grew from, without the base."""
+        seen: set[int] = set()
+        while version and version not in seen:
+            seen.add(version)
+            version = self.parents.get(version, 0)
+        return frozenset(seen)
+
+    def holds(self, version: int) -> bool:
+        """Whether the live policy contains what `version` learned."""
+        return version in self.ancestors(self.live)
+
+    def ever_served(self, version: int) -> bool:
+        return any(version in self.ancestors(moved) for moved in self.moved_to)
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """A status and what explains it: `reason` is a stable code or a verdict's words."""
+
+    status: Status
+    reason: str = ""
+    round: int | None = None
+    policy: int | None = None
+    by: str | None = None
+    """The feedback that superseded this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackFact:
+    """What the log says about one piece of feedback, apart from its content."""
+
+    erased: bool = False
+    withdrawn: bool = False
+    superseded_by: str | None = None
+    decision: Literal["accepted", "quarantined", "skipped"] | None = None
+    reason: str = ""
+    rounds: tuple[RoundFact, ...] = ()
+    """The rounds that took it as a lesson, oldest first."""
+
+
+def fate(fact: FeedbackFact, lineage: Lineage) -> Fate:
+    """Judge one piece of feedback. A failed round decides nothing: its lessons are accepted again."""
+    if fact.erased:
+        return Fate("erased")
+    if fact.withdrawn:
+        return Fate("withdrawn")
+    if fact.superseded_by:
+        return Fate("superseded", "a later correction of the same question", by=fact.superseded_by)
+    if fact.decision is None:
+        return Fate("received", fact.reason)
+    if fact.decision != "accepted":
+        return Fate(fact.decision, fact.reason)
+    judged = [r for r in fact.rounds if r.verdict != "failed"]
+    if not judged:
+        return Fate("accepted")
+    passed = [r for r in judged if r.version is not None and lineage.holds(r.version)]
+    return _after_round(passed[-1] if passed else judged[-1], lineage)
+
+
+def _after_round(last: RoundFact, lineage: Lineage) -> Fate:
+    if last.verdict is None:
+        return Fate("training", round=last.round)
+    if last.version is None:
+        return Fate("refused", last.why, round=last.round)
+    if lineage.holds(last.version):
+        return Fate("served", round=last.round, policy=last.version)
+    if last.version in lineage.rejected:
+        return Fate("refused", lineage.rejected[last.version], round=last.round, policy=last.version)
+    if lineage.ever_served(last.version):
+        return Fate("held", "its policy was rolled back", round=last.round, policy=last.version)
+    if lineage.live > last.version:
+        return Fate("held", "its policy was passed over", round=last.round, policy=last.version)
+    return Fate("trained", round=last.round, policy=last.version)

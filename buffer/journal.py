@@ -1,0 +1,319 @@
+"""The journal: a durable log in one SQLite file, shared by all processes of one machine.
+
+It is the embedded log, where every stream has partition 0 and an offset is a `seq`; and it is the outbox
+in front of Kafka (`buffer.outbox`). WAL with `synchronous=FULL` survives a power cut; one fsync carries
+everything that waited for it (group commit), so an append costs the same alone or in company.
+
+    append ─► queue ─► writer thread: BEGIN IMMEDIATE, all jobs, COMMIT (one fsync) ─► futures
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import sqlite3
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from buffer import files
+from buffer.log import BufferError, LogFull, LogMisconfigured, LogUnavailable, refuse_too_large
+from buffer.records import STREAMS, Positions, Record, timestamp
+
+VERSION = 1
+SCHEMA = (
+    "CREATE TABLE journal (source TEXT NOT NULL)",
+    # AUTOINCREMENT never uses a seq twice, pruned or not; BEGIN IMMEDIATE makes its order the commit order
+    """CREATE TABLE records (seq INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT NOT NULL, type TEXT NOT NULL,
+       id TEXT NOT NULL, time TEXT NOT NULL, partition_key TEXT NOT NULL, data BLOB)""",
+    "CREATE INDEX records_by_id ON records (id)",
+    "CREATE TABLE relayed (target TEXT PRIMARY KEY, seq INTEGER NOT NULL)",
+    "CREATE TABLE poison (seq INTEGER PRIMARY KEY, reason TEXT NOT NULL)",
+)
+COLUMNS = "seq, stream, type, id, time, partition_key, data"
+INSERT = f"INSERT INTO records ({COLUMNS}) VALUES (NULL, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+
+BUSY_S = 10.0
+"""How long to wait for another process's commit."""
+POLL_S = 0.025
+"""How soon a reader notices what another process appended."""
+GROUP_JOBS, GROUP_BYTES, READ_BYTES = 512, 8 << 20, 16 << 20
+WAL_BYTES = 4 << 20
+
+Job = Callable[[sqlite3.Connection], Any]
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class Journal:
+    """A `Log` in the file `path`, made when missing (0600). Any number of processes may open it.
+
+    `max_bytes` bounds the file; 0 leaves it to the disk. Raises `LogMisconfigured` when the file is
+    corrupt, too new, or out of reach.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int = 0) -> None:
+        self.path = path
+        with _translated(path):
+            self._db = _open(path)
+            self._reader = _connect(path)
+            if max_bytes:
+                (page,) = self._db.execute("PRAGMA page_size").fetchone()
+                self._db.execute(f"PRAGMA max_page_count = {max(max_bytes // page, 1)}")
+            (self.source,) = self._db.execute("SELECT source FROM journal").fetchone()
+        self._reading = threading.Lock()
+        self._gate = threading.Condition()  # guards the two below; notified after each commit
+        self._commits = 0
+        self._closed = False
+        self._queue: queue.SimpleQueue[tuple[Job, Future[Any], int] | None] = queue.SimpleQueue()
+        self._to_erase = True  # erased bytes may be left in the WAL by a process that died
+        self._writer = threading.Thread(target=self._write_forever, name=f"journal {path}", daemon=True)
+        self._writer.start()
+
+    def append(self, records: Sequence[Record]) -> "Future[None]":
+        rows = [
+            (r.stream, r.type, r.id, timestamp(r.time), r.partition_key, r.data) for r in records
+        ]  # taken now: the caller may change its list
+
+        def insert(db: sqlite3.Connection) -> None:
+            for stream, type_, id_, time_, key, data in rows:
+                if data is None:  # first, so that a full disk has room for the tombstone
+                    db.execute("UPDATE records SET data = NULL WHERE id = ? AND stream = ?", (id_, stream))
+                    self._to_erase = True
+                db.execute(INSERT, (stream, type_, id_, time_, key, data))
+
+        try:
+            refuse_too_large(records)
+        except BufferError as error:
+            refused: Future[None] = Future()
+            refused.set_exception(error)
+            return refused
+        return self.commit(insert, size=sum(len(row[-1] or b"") for row in rows))
+
+    def commit(self, job: Callable[[sqlite3.Connection], T], *, size: int = 0) -> "Future[T]":
+        """Run `job` in the next transaction; the future resolves to its result once that is on disk.
+
+        The job may run twice (again on its own when its group failed), so it must only touch the
+        database. `size` is about how many bytes it writes.
+        """
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # what is queued is written, whoever stops waiting for it
+        with self._gate:
+            self._refuse_closed()
+            self._queue.put((job, future, size))
+        return future
+
+    def read(
+        self, positions: Positions, *, limit: int = 500, wait_s: float = 0.0
+    ) -> tuple[list[Record], Positions]:
+        """As `Log.read`; records of all streams come in the order of their `seq`."""
+        starts: dict[str, int] = {stream: positions.get(stream, {}).get(0, 1) for stream in STREAMS}
+        deadline = time.monotonic() + wait_s
+        while True:
+            with self._gate:
+                self._refuse_closed()
+                seen = self._commits
+            records = self._select(starts, limit)
+            if records:
+                # the streams share one sequence, so all of them have been read up to the last record
+                starts = {stream: max(start, records[-1].sequence + 1) for stream, start in starts.items()}
+            left = deadline - time.monotonic()
+            if records or left <= 0:
+                return records, {stream: {0: start} for stream, start in starts.items()}
+            self._wait_for_commit(seen, min(left, POLL_S))
+
+    def ends(self) -> Positions:
+        last = self.query("SELECT seq FROM sqlite_sequence WHERE name = 'records'")
+        return {stream: {0: last[0][0] + 1 if last else 1} for stream in STREAMS}
+
+    def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a SELECT, from a connection of its own: it never waits for a commit."""
+        with self._reading, _translated(self.path):
+            self._refuse_closed()
+            return self._reader.execute(sql, values).fetchall()
+
+    def record(self, row: Sequence[Any]) -> Record:
+        """The record in a row of `COLUMNS`."""
+        seq, stream, type_, id_, time_, key, data = row
+        return Record(stream, type_, id_, datetime.fromisoformat(time_), data, key, self.source, seq)
+
+    def close(self) -> None:
+        with self._gate:
+            if self._closed:
+                return
+            self._closed = True
+            self._queue.put(None)
+            self._gate.notify_all()
+        self._writer.join()
+        with self._reading:
+            self._reader.close()
+        self._db.close()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise LogUnavailable(f"{self.path} is closed", "open it again")
+
+    def _wait_for_commit(self, seen: int, timeout: float) -> None:
+        with self._gate:
+            self._gate.wait_for(lambda: self._closed or self._commits != seen, timeout)
+
+    def _select(self, starts: dict[str, int], limit: int) -> list[Record]:
+        """Up to `limit` records, of not much above `READ_BYTES`, at or after their stream's start."""
+        sql = f"""SELECT {COLUMNS} FROM records WHERE seq >= ? AND seq >= CASE stream
+            {" ".join("WHEN ? THEN ?" for _ in starts)} ELSE 0 END ORDER BY seq LIMIT ?"""  # noqa: S608
+        flat = [value for pair in starts.items() for value in pair]
+        records: list[Record] = []
+        size = 0
+        with self._reading, _translated(self.path):
+            self._refuse_closed()
+            with contextlib.closing(self._reader.execute(sql, (min(starts.values()), *flat, limit))) as rows:
+                for row in rows:
+                    records.append(self.record(row))
+                    size += len(row[-1] or b"")
+                    if size >= READ_BYTES:
+                        break
+        return records
+
+    # --- the writer thread ------------------------------------------------------------------------------
+
+    def _write_forever(self) -> None:
+        closing = False
+        while not closing:
+            group, closing = self._next_group()
+            if group:
+                self._commit(group)
+            with self._gate:
+                self._commits += 1
+                self._gate.notify_all()
+            self._checkpoint()
+
+    def _next_group(self) -> tuple[list[tuple[Job, Future[Any]]], bool]:
+        """All jobs that wait, within bounds, and whether the journal is closing behind them."""
+        group: list[tuple[Job, Future[Any]]] = []
+        size = 0
+        wait = 1.0 if self._to_erase else None  # an erasure that a reader held up is tried again
+        with contextlib.suppress(queue.Empty):
+            while len(group) < GROUP_JOBS and size < GROUP_BYTES:
+                item = self._queue.get(timeout=wait) if not group else self._queue.get_nowait()
+                if item is None:
+                    return group, True
+                group.append(item[:2])
+                size += item[2]
+        return group, False
+
+    def _commit(self, group: list[tuple[Job, Future[Any]]]) -> None:
+        """One transaction for the group; when that fails, one for each, so that only the guilty fail."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except Exception as error:
+            for _, future in group:
+                future.set_exception(_translate(error, self.path))
+            return
+        try:
+            results = [job(self._db) for job, _ in group]
+            self._db.execute("COMMIT")
+        except Exception as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")  # SQLite has done so itself after some errors
+            if len(group) == 1:
+                group[0][1].set_exception(_translate(error, self.path))
+            else:
+                for one in group:
+                    self._commit([one])
+        else:
+            for (_, future), result in zip(group, results, strict=True):
+                future.set_result(result)
+
+    def _checkpoint(self) -> None:
+        """Move the WAL into the file and truncate it: to bound it, and because it still holds erased bytes.
+
+        Only ever with TRUNCATE, which holds the write lock: SQLite before 3.51.3 can corrupt a file
+        when one process checkpoints while another restarts the WAL.
+        """
+        try:
+            if self._to_erase or os.path.getsize(f"{self.path}-wal") > WAL_BYTES:
+                (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                self._to_erase = self._to_erase and bool(busy)
+        except (sqlite3.Error, OSError) as error:
+            logger.warning("checkpoint of %s put off: %s", self.path, error)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA wal_autocheckpoint = 0")
+    return db
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """The writing connection to a file that is known to be a journal of this version."""
+    if not path.exists():
+        _create(path)
+    db = _connect(path)
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise LogMisconfigured(
+                f"{path} has format {version}, newer than the {VERSION} known here", "run a newer release"
+            )
+        if version < VERSION:
+            raise LogMisconfigured(f"{path} is not a journal", "move it away, or set another state directory")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA secure_delete = ON")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _create(path: Path) -> None:
+    """Make a finished, empty journal appear under `path`, unless another process was faster.
+
+    It is laid out under another name because processes that switch one file to WAL together fail.
+    """
+    files.make_directory(path.parent)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(fd)
+    try:
+        with contextlib.closing(_connect(Path(temporary))) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("BEGIN")
+            for statement in SCHEMA:
+                db.execute(statement)
+            db.execute("INSERT INTO journal VALUES (?)", (f"/journals/{uuid.uuid4()}",))
+            db.execute(f"PRAGMA user_version = {VERSION}")
+            db.execute("COMMIT")
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename it never replaces what is there
+        files.sync(path.parent)
+    finally:
+        os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Any:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise _translate(error, path) from error
+
+
+def _translate(error: Exception, path: Path) -> Exception:
+    """What SQLite says, as what a caller can act on."""
+    if not isinstance(error, sqlite3.Error | OSError):
+        return error
+    code = getattr(error, "sqlite_errorcode", 0)
+    full = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
+    passing = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR)
+    if code in full:
+        return LogFull(f"{path}: {error}", "free disk space, or raise max_bytes in [buffer]")
+    if code & 0xFF in passing:
+        return LogUnavailable(f"{path}: {error}", "try again; if it persists, check the disk")
+    return LogMisconfigured(
+        f"{path}: {error}", "check its path and permissions; a corrupt file: move it away, restore a backup"
+    )

@@ -1,0 +1,70 @@
+"""The journal as an outbox: what the broker has not got yet, what it refused, what may be forgotten."""
+
+import sqlite3
+from datetime import datetime
+
+from buffer.journal import COLUMNS, Journal
+from buffer.records import Record, timestamp
+
+PRUNE_ROWS = 5_000
+"""How many records one transaction forgets, so that nobody waits long behind it."""
+
+
+class Outbox:
+    """The view that one relay has of the journal. `target` names the broker and its topics.
+
+    Watermarks are kept per target: a journal that is pointed at another cluster is relayed from its
+    oldest record on.
+    """
+
+    def __init__(self, journal: Journal, target: str) -> None:
+        self._journal = journal
+        self.target = target
+
+    def relayed(self) -> int:
+        """The sequence up to which every record is with the broker, or set aside."""
+        rows = self._journal.query("SELECT seq FROM relayed WHERE target = ?", (self.target,))
+        return int(rows[0][0]) if rows else 0
+
+    def pending(self, limit: int) -> list[Record]:
+        """The next records to relay, in order."""
+        sql = f"SELECT {COLUMNS} FROM records WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
+        return [self._journal.record(row) for row in self._journal.query(sql, (self.relayed(), limit))]
+
+    def advance(self, sequence: int) -> None:
+        """Everything up to `sequence` is done. Never goes back."""
+        self._journal.commit(lambda db: self._advance(db, sequence)).result()
+
+    def set_aside(self, sequence: int, reason: str) -> None:
+        """The broker will never take this record: keep it here, out of the way of those behind it."""
+
+        def job(db: sqlite3.Connection) -> None:
+            db.execute("INSERT OR REPLACE INTO poison (seq, reason) VALUES (?, ?)", (sequence, reason))
+            self._advance(db, sequence)
+
+        self._journal.commit(job).result()
+
+    def poisoned(self) -> list[tuple[Record, str]]:
+        """What was set aside, and why."""
+        names = ", ".join(f"records.{name}" for name in COLUMNS.split(", "))
+        sql = f"SELECT {names}, reason FROM poison JOIN records USING (seq) ORDER BY seq"  # noqa: S608
+        return [(self._journal.record(row[:-1]), row[-1]) for row in self._journal.query(sql)]
+
+    def prune(self, before: datetime) -> int:
+        """Forget records that this target has and that are older than `before`; how many went."""
+        sql = """DELETE FROM records WHERE seq IN (SELECT seq FROM records WHERE seq <= ? AND time < ?
+                 AND seq NOT IN (SELECT seq FROM poison) ORDER BY seq LIMIT ?)"""
+
+        def job(db: sqlite3.Connection) -> int:
+            return db.execute(sql, (self.relayed(), timestamp(before), PRUNE_ROWS)).rowcount
+
+        forgotten = 0
+        while gone := self._journal.commit(job).result():
+            forgotten += gone
+        return forgotten
+
+    def _advance(self, db: sqlite3.Connection, sequence: int) -> None:
+        db.execute(
+            "INSERT INTO relayed VALUES (?, ?) ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)",
+            (self.target, sequence),
+        )

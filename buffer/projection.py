@@ -1,0 +1,225 @@
+"""How each record changes the view's tables: the schema, and one function from a record to SQL.
+
+Streams are read side by side, so a record may come before one of another stream that it refers to:
+a decision before its feedback, feedback before its exchange. Every function here allows for that, and
+applying a record twice is the same as applying it once.
+"""
+
+import hashlib
+import json
+import sqlite3
+from typing import Any
+
+from buffer.records import (
+    AliasMoved,
+    ExchangeClosed,
+    ExchangeErased,
+    ExchangeOpened,
+    FeedbackGiven,
+    FeedbackTriaged,
+    FeedbackWithdrawn,
+    LearnerReported,
+    LearningSwitched,
+    Payload,
+    Record,
+    ReleaseRejected,
+    RoundEnded,
+    RoundPlanned,
+    RoundRequested,
+    UnreadableRecord,
+)
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE positions (stream TEXT, partition INT, offset INT,
+                        PRIMARY KEY (stream, partition)) WITHOUT ROWID;
+CREATE TABLE watermarks (source TEXT, stream TEXT, partition INT, sequence INT,
+                         PRIMARY KEY (source, stream, partition)) WITHOUT ROWID;
+CREATE TABLE exchanges (completion_id TEXT PRIMARY KEY, principal TEXT, question TEXT, created REAL,
+                        opened BLOB, closed BLOB, erased INT NOT NULL DEFAULT 0);
+CREATE INDEX exchanges_by_principal ON exchanges (principal, created, completion_id);
+CREATE TABLE feedback (feedback_id TEXT PRIMARY KEY, principal TEXT, completion_id TEXT, question TEXT,
+                       teaches INT, idempotency_key TEXT, received REAL, given BLOB,
+                       withdrawn INT NOT NULL DEFAULT 0, erased INT NOT NULL DEFAULT 0);
+CREATE INDEX feedback_by_exchange ON feedback (completion_id);
+CREATE INDEX feedback_by_question ON feedback (principal, question);
+CREATE UNIQUE INDEX feedback_by_key ON feedback (principal, idempotency_key);
+CREATE TABLE decisions (feedback_id TEXT PRIMARY KEY, decision TEXT, reason TEXT) WITHOUT ROWID;
+CREATE TABLE rounds (round INTEGER PRIMARY KEY, planned BLOB, planned_at REAL, ended BLOB, ended_at REAL);
+CREATE TABLE lessons (feedback_id TEXT, round INT, PRIMARY KEY (feedback_id, round)) WITHOUT ROWID;
+CREATE TABLE moves (alias TEXT, epoch INT, moved BLOB, at REAL, PRIMARY KEY (alias, epoch)) WITHOUT ROWID;
+CREATE TABLE rejected (version INTEGER PRIMARY KEY, why TEXT);
+CREATE TABLE requests (request_id TEXT PRIMARY KEY, requested BLOB, at REAL, answered INT) WITHOUT ROWID;
+CREATE TABLE latest (what TEXT PRIMARY KEY, payload BLOB, at REAL) WITHOUT ROWID;
+CREATE TABLE records (record_id TEXT PRIMARY KEY, stream TEXT, type TEXT, partition_key TEXT,
+                      subject TEXT) WITHOUT ROWID;
+CREATE INDEX records_by_subject ON records (subject);
+CREATE TABLE poison (record_id TEXT PRIMARY KEY, type TEXT, why TEXT) WITHOUT ROWID;
+"""
+
+TEACHES = ("correction", "instruction", "demonstration")
+"""Kinds of feedback that carry a lesson of their own; of one question the latest such counts."""
+
+
+def question_key(principal: str, asked: object) -> str:
+    """Names a question: equal for equal messages (or prompt) of one principal."""
+    canonical = json.dumps([principal, asked], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def asked(request: dict[str, Any]) -> object:
+    """What a captured request asked: its messages, or its prompt."""
+    return request.get("messages", request.get("prompt"))
+
+
+def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
+    """Bring one record into the tables. Returns its payload; None for a tombstone or a record set aside."""
+    if record.data is None:
+        _tombstone(db, record.id)
+        return None
+    try:
+        payload = record.payload()
+    except UnreadableRecord as error:
+        db.execute("INSERT OR IGNORE INTO poison VALUES (?, ?, ?)", (record.id, record.type, str(error)))
+        return None
+    at = record.time.timestamp()
+    match payload:
+        case ExchangeOpened():
+            _exchange_opened(db, payload, at)
+            _remember(db, record, payload.completion_id)
+        case ExchangeClosed():
+            _exchange_closed(db, payload, at)
+            _remember(db, record, payload.completion_id)
+        case ExchangeErased():
+            _erase_exchange(db, payload.completion_id)
+        case FeedbackGiven():
+            _feedback_given(db, payload, at)
+            _remember(db, record, payload.feedback_id)
+        case FeedbackWithdrawn():
+            db.execute("UPDATE feedback SET withdrawn = 1 WHERE feedback_id = ?", (payload.feedback_id,))
+        case FeedbackTriaged():
+            db.executemany(
+                "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?)",
+                [(d.feedback_id, d.status, d.reason) for d in payload.decisions],
+            )
+        case AliasMoved():
+            _alias_moved(db, payload, at)
+        case ReleaseRejected():
+            db.execute("INSERT OR IGNORE INTO rejected VALUES (?, ?)", (payload.version, payload.why))
+        case RoundRequested():
+            db.execute(
+                "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, NULL)",
+                (payload.request_id, payload.model_dump_json(), at),
+            )
+        case RoundPlanned():
+            _round_planned(db, payload, at)
+        case RoundEnded():
+            db.execute(
+                "UPDATE rounds SET ended = ?, ended_at = ? WHERE round = ? AND ended IS NULL",
+                (payload.model_dump_json(), at, payload.round),
+            )
+        case LearningSwitched() | LearnerReported():
+            db.execute(
+                "INSERT OR REPLACE INTO latest VALUES (?, ?, ?)",
+                (payload.type, payload.model_dump_json(), at),
+            )
+    return payload
+
+
+def current_epoch(db: sqlite3.Connection, alias: str) -> int:
+    """The number of moves the alias has made: what the next one must carry."""
+    return int(db.execute("SELECT count(*) FROM moves WHERE alias = ?", (alias,)).fetchone()[0])
+
+
+def _remember(db: sqlite3.Connection, record: Record, subject: str) -> None:
+    """Keep what a later tombstone of this record needs."""
+    db.execute(
+        "INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?)",
+        (record.id, record.stream, record.type, record.partition_key, subject),
+    )
+
+
+def _exchange_opened(db: sqlite3.Connection, opened: ExchangeOpened, at: float) -> None:
+    question = question_key(opened.principal, asked(opened.request))
+    db.execute(
+        "INSERT INTO exchanges (completion_id, principal, question, created, opened) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET principal = excluded.principal, question = excluded.question,"
+        " created = excluded.created, opened = excluded.opened WHERE NOT erased",
+        (opened.completion_id, opened.principal, question, at, opened.model_dump_json()),
+    )
+    db.execute(
+        "UPDATE feedback SET question = ? WHERE completion_id = ? AND question IS NULL AND NOT erased",
+        (question, opened.completion_id),
+    )
+
+
+def _exchange_closed(db: sqlite3.Connection, closed: ExchangeClosed, at: float) -> None:
+    db.execute(
+        "INSERT INTO exchanges (completion_id, created, closed) VALUES (?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET closed = excluded.closed WHERE NOT erased",
+        (closed.completion_id, at, closed.model_dump_json()),
+    )
+
+
+def _feedback_given(db: sqlite3.Connection, given: FeedbackGiven, at: float) -> None:
+    about = db.execute(
+        "SELECT question, erased FROM exchanges WHERE completion_id = ?", (given.completion_id,)
+    ).fetchone()
+    question, erased = about if about is not None else (None, 0)
+    if given.messages is not None:
+        question = question_key(given.principal, [m.model_dump() for m in given.messages])
+    db.execute(
+        "INSERT OR IGNORE INTO feedback (feedback_id, principal, completion_id, question, teaches,"
+        " idempotency_key, received, given, erased) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            given.feedback_id,
+            given.principal,
+            given.completion_id,
+            question,
+            given.kind in TEACHES,
+            given.idempotency_key,
+            at,
+            None if erased else given.model_dump_json(),
+            erased,
+        ),
+    )
+
+
+def _alias_moved(db: sqlite3.Connection, moved: AliasMoved, at: float) -> None:
+    if moved.epoch == current_epoch(db, moved.alias):
+        db.execute(
+            "INSERT INTO moves VALUES (?, ?, ?, ?)", (moved.alias, moved.epoch, moved.model_dump_json(), at)
+        )
+
+
+def _round_planned(db: sqlite3.Connection, planned: RoundPlanned, at: float) -> None:
+    db.execute(
+        "INSERT OR IGNORE INTO rounds (round, planned, planned_at) VALUES (?, ?, ?)",
+        (planned.round, planned.model_dump_json(), at),
+    )
+    db.executemany(
+        "INSERT OR IGNORE INTO lessons VALUES (?, ?)", [(f, planned.round) for f in planned.lessons]
+    )
+    db.executemany(
+        "UPDATE requests SET answered = ? WHERE request_id = ?",
+        [(planned.round, r) for r in planned.requests],
+    )
+
+
+def _tombstone(db: sqlite3.Connection, record_id: str) -> None:
+    subject = db.execute("SELECT stream, subject FROM records WHERE record_id = ?", (record_id,)).fetchone()
+    if subject is None:
+        return
+    if subject[0] == "feedback":
+        db.execute("UPDATE feedback SET erased = 1, given = NULL WHERE feedback_id = ?", (subject[1],))
+    else:
+        _erase_exchange(db, subject[1])
+
+
+def _erase_exchange(db: sqlite3.Connection, completion_id: str) -> None:
+    db.execute(
+        "INSERT INTO exchanges (completion_id, erased) VALUES (?, 1)"
+        " ON CONFLICT DO UPDATE SET erased = 1, opened = NULL, closed = NULL, question = NULL",
+        (completion_id,),
+    )
+    db.execute("UPDATE feedback SET erased = 1, given = NULL WHERE completion_id = ?", (completion_id,))

@@ -1,0 +1,52 @@
+"""The teacher's context: the same conversation, with what the feedback says put before the model's eyes.
+
+Shared by the learner, which trains towards it, and by the server's preview, which shows what it would
+answer. Pure. The rejected answer is never shown to the teacher: repeating it makes small models repeat it.
+
+Template of the correction: SDFT (arXiv 2601.19897), section 3 and the authors' code, without its call for
+a thinking process.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from buffer.records import FeedbackGiven
+
+CORRECTION = (
+    "{question}\n\nThis is an example for a response to the question:\n{text}\n\n"
+    "Now answer with a response of your own."
+)
+INSTRUCTION = "{question}\n\nGuidance for this answer (do not mention it): {text}"
+
+TEMPLATES: Mapping[str, str] = {
+    "correction": CORRECTION,
+    "demonstration": CORRECTION,
+    "instruction": INSTRUCTION,
+}
+
+
+def last_user_turn(messages: Sequence[Mapping[str, Any]]) -> int | None:
+    """Index of the turn that is being answered: the last message, if a user wrote it as plain text."""
+    if messages and messages[-1].get("role") == "user" and isinstance(messages[-1].get("content"), str):
+        return len(messages) - 1
+    return None
+
+
+def with_last_turn(messages: Sequence[Mapping[str, Any]], content: str) -> list[dict[str, Any]]:
+    """The same conversation with the last turn's content replaced."""
+    return [*map(dict, messages[:-1]), {**messages[-1], "content": content}]
+
+
+def teacher_messages(
+    messages: Sequence[Mapping[str, Any]], given: FeedbackGiven
+) -> list[dict[str, Any]] | None:
+    """The teacher's messages for `given`, feedback on the answer to `messages`.
+
+    None where there is no such context: a rating says nothing to put there, and the last turn must be a
+    user's text.
+    """
+    template = TEMPLATES.get(given.kind)
+    turn = last_user_turn(messages)
+    if template is None or turn is None or not given.text:
+        return None
+    return with_last_turn(messages, template.format(question=messages[turn]["content"], text=given.text))

@@ -1,0 +1,385 @@
+"""The view: a local look-up of the log that each process keeps, rebuildable from nothing.
+
+Who asked what, the fate of a piece of feedback, rounds and policies, the live policy. Records are applied
+in log order, one transaction a batch, together with the positions they move to; a record seen before
+(by source and sequence) changes nothing. What can be derived is derived (`buffer.fate`), never stored.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from buffer import projection
+from buffer.fate import Fate, FeedbackFact, Lineage, RoundFact, Status, fate
+from buffer.files import make_directory
+from buffer.records import (
+    AliasMoved,
+    ExchangeClosed,
+    ExchangeOpened,
+    FeedbackGiven,
+    LearnerReported,
+    LearningSwitched,
+    Payload,
+    Positions,
+    Record,
+    Release,
+    RoundEnded,
+    RoundPlanned,
+    RoundRequested,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One stored exchange; `closed` is None when the server died before its end was on disk."""
+
+    created: float
+    opened: ExchangeOpened
+    closed: ExchangeClosed | None
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One piece of feedback with what became of it. `given` is None once erased."""
+
+    feedback_id: str
+    principal: str
+    received: float
+    given: FeedbackGiven | None
+    fate: Fate
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A planned round and, once it has ended, how. Times are Unix seconds."""
+
+    planned: RoundPlanned
+    planned_at: float
+    ended: RoundEnded | None
+    ended_at: float | None
+
+    @property
+    def release(self) -> Release | None:
+        return self.ended.release if self.ended is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Where the alias points. `epoch` is what the next move must carry; `moves` are oldest first."""
+
+    version: int
+    epoch: int
+    moves: tuple[AliasMoved, ...]
+
+    @property
+    def previous(self) -> int | None:
+        """The version that a rollback returns to, None when there is none.
+
+        A rollback undoes a move, so two of them go back two versions instead of to and fro.
+        """
+        been = [0]
+        for move in self.moves:
+            if move.why == "rollback" and move.version in been:
+                while been[-1] != move.version:
+                    been.pop()
+            elif move.version != been[-1]:
+                been.append(move.version)
+        return been[-2] if len(been) > 1 else None
+
+
+_FEEDBACK = """
+SELECT f.feedback_id, f.received, f.given, f.erased, f.withdrawn, d.decision, d.reason,
+       CASE WHEN f.teaches THEN (
+           SELECT max(l.feedback_id) FROM feedback l LEFT JOIN decisions e ON e.feedback_id = l.feedback_id
+           WHERE l.principal = f.principal AND l.question = f.question AND l.teaches
+           AND l.feedback_id > f.feedback_id AND NOT l.withdrawn AND NOT l.erased
+           AND coalesce(e.decision, 'accepted') = 'accepted') END, f.principal
+FROM feedback f LEFT JOIN decisions d ON d.feedback_id = f.feedback_id
+"""
+"""Feedback with its decision and what supersedes it: the latest later lesson on the same question."""
+
+
+class View:
+    """The look-up. Thread-safe; one process writes it. Losing the file costs a re-read of the log."""
+
+    def __init__(self, path: Path | str) -> None:
+        if path != ":memory:":
+            make_directory(Path(path).parent)
+        self._lock = threading.RLock()
+        self._db = _open(path)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    def positions(self) -> Positions:
+        """Up to where the log has been applied."""
+        found: Positions = {}
+        for stream, partition, offset in self._rows("SELECT stream, partition, offset FROM positions"):
+            found.setdefault(stream, {})[partition] = offset
+        return found
+
+    def apply(self, records: Sequence[Record], positions: Positions) -> list[Payload]:
+        """Apply what was read from the log and remember how far. Returns the payloads that were new."""
+        with self._transaction():
+            fresh = [p for r in records if self._is_new(r) and (p := projection.apply(self._db, r))]
+            self._db.executemany(
+                "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
+                [(s, p, o) for s, partitions in positions.items() for p, o in partitions.items()],
+            )
+        self._forget(records)
+        return fresh
+
+    def absorb(self, records: Sequence[Record]) -> None:
+        """Apply exchanges and feedback that this process has just appended, so that it can read its own
+        writes before they come back from the log. Control and rounds are decided by log order alone."""
+        with self._transaction():
+            for record in records:
+                if record.stream in ("exchanges", "feedback"):
+                    projection.apply(self._db, record)
+        self._forget(records)
+
+    def _forget(self, records: Sequence[Record]) -> None:
+        """After an erasure, take what was erased out of the write-ahead log as well."""
+        if any(record.data is None for record in records):
+            self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _is_new(self, record: Record) -> bool:
+        key = (record.source, record.stream, record.partition)
+        seen = self._row(
+            "SELECT sequence FROM watermarks WHERE source = ? AND stream = ? AND partition = ?", *key
+        )
+        if seen is not None and record.sequence <= seen[0]:
+            return False
+        self._db.execute("INSERT OR REPLACE INTO watermarks VALUES (?, ?, ?, ?)", (*key, record.sequence))
+        return True
+
+    # --- exchanges -----------------------------------------------------------------------------------
+
+    def exchange(self, completion_id: str) -> Exchange | None:
+        """The stored exchange, or None when it is unknown, erased, or only its end has arrived."""
+        row = self._row(
+            "SELECT created, opened, closed FROM exchanges WHERE completion_id = ?", completion_id
+        )
+        return _exchange(row) if row is not None and row[1] is not None else None
+
+    def exchanges(
+        self, principal: str | None, *, limit: int, after: str | None = None, newest_first: bool = False
+    ) -> list[Exchange]:
+        """A principal's (or everybody's) exchanges by time, from behind completion id `after` on."""
+        order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
+        rows = self._rows(
+            "SELECT created, opened, closed FROM exchanges WHERE opened IS NOT NULL"  # noqa: S608
+            " AND (?1 IS NULL OR principal = ?1) AND (?2 IS NULL OR (created, completion_id)"
+            f" {beyond} (SELECT created, completion_id FROM exchanges WHERE completion_id = ?2))"
+            f" ORDER BY created {order}, completion_id {order} LIMIT ?3",
+            principal,
+            after,
+            limit,
+        )
+        return [_exchange(row) for row in rows]
+
+    def tombstones(self, completion_id: str, time: datetime) -> list[Record]:
+        """The records that erase an exchange and all feedback on it from the log."""
+        rows = self._rows(
+            "SELECT stream, type, record_id, partition_key FROM records WHERE subject = ?1 OR subject IN"
+            " (SELECT feedback_id FROM feedback WHERE completion_id = ?1)",
+            completion_id,
+        )
+        return [Record(stream, type_, id_, time, None, key) for stream, type_, id_, key in rows]
+
+    # --- feedback ------------------------------------------------------------------------------------
+
+    def feedback(self, feedback_id: str) -> Feedback | None:
+        found = self._feedback("WHERE f.feedback_id = ?", feedback_id)
+        return found[0] if found else None
+
+    def feedback_by_key(self, principal: str, idempotency_key: str) -> Feedback | None:
+        found = self._feedback("WHERE f.principal = ? AND f.idempotency_key = ?", principal, idempotency_key)
+        return found[0] if found else None
+
+    def all_feedback(self, principal: str | None = None, *, status: Status | None = None) -> list[Feedback]:
+        """Feedback by time, of one principal or of all, of one status or of any."""
+        found = self._feedback(
+            "WHERE ?1 IS NULL OR f.principal = ?1 ORDER BY f.received, f.feedback_id", principal
+        )
+        return [f for f in found if status is None or f.fate.status == status]
+
+    def untriaged(self) -> list[Feedback]:
+        """Feedback that the learner has not judged yet, oldest first."""
+        return self._feedback(
+            "WHERE d.decision IS NULL AND NOT f.withdrawn AND NOT f.erased ORDER BY f.received, f.feedback_id"
+        )
+
+    def _feedback(self, where: str, *arguments: object) -> list[Feedback]:
+        with self._lock:
+            rows = self._rows(f"{_FEEDBACK} {where}", *arguments)
+            rounds = self._round_facts()
+            taught: dict[str, list[RoundFact]] = {}
+            for feedback_id, number in self._rows("SELECT feedback_id, round FROM lessons ORDER BY round"):
+                taught.setdefault(feedback_id, []).append(rounds[number])
+            lineage = self.lineage()
+        return [
+            Feedback(
+                feedback_id=row[0],
+                principal=row[8],
+                received=row[1],
+                given=FeedbackGiven.model_validate_json(row[2]) if row[2] is not None else None,
+                fate=fate(
+                    FeedbackFact(
+                        erased=bool(row[3]),
+                        withdrawn=bool(row[4]),
+                        decision=row[5],
+                        reason=row[6] or "",
+                        superseded_by=row[7],
+                        rounds=tuple(taught.get(row[0], ())),
+                    ),
+                    lineage,
+                ),
+            )
+            for row in rows
+        ]
+
+    # --- rounds, policies, the alias -----------------------------------------------------------------
+
+    def rounds(self) -> list[Round]:
+        """All rounds, oldest first."""
+        rows = self._rows("SELECT planned, planned_at, ended, ended_at FROM rounds ORDER BY round")
+        return [
+            Round(
+                RoundPlanned.model_validate_json(planned),
+                planned_at,
+                RoundEnded.model_validate_json(ended) if ended is not None else None,
+                ended_at,
+            )
+            for planned, planned_at, ended, ended_at in rows
+        ]
+
+    def release(self, version: int) -> Round | None:
+        """The round that made a policy version."""
+        return next(
+            (r for r in self.rounds() if r.release is not None and r.release.version == version), None
+        )
+
+    def rejected(self) -> dict[int, str]:
+        """Releases that a server refused to serve, with the reason."""
+        return dict(self._rows("SELECT version, why FROM rejected"))
+
+    def alias(self, name: str) -> Alias:
+        """Where an alias points; version 0 (the base model) before its first move."""
+        moves = tuple(
+            AliasMoved.model_validate_json(row[0])
+            for row in self._rows("SELECT moved FROM moves WHERE alias = ? ORDER BY epoch", name)
+        )
+        return Alias(moves[-1].version if moves else 0, len(moves), moves)
+
+    def lineage(self) -> Lineage:
+        """What descends from what, seen from the live policy."""
+        moved_to = [
+            AliasMoved.model_validate_json(row[0]).version
+            for row in self._rows("SELECT moved FROM moves ORDER BY epoch")
+        ]
+        facts = self._round_facts().values()
+        return Lineage(
+            live=moved_to[-1] if moved_to else 0,
+            moved_to=tuple(moved_to),
+            parents={f.version: f.parent for f in facts if f.version is not None},
+            rejected=self.rejected(),
+        )
+
+    def _round_facts(self) -> dict[int, RoundFact]:
+        return {
+            r.planned.round: RoundFact(
+                r.planned.round,
+                r.planned.parent,
+                r.ended.verdict if r.ended is not None else None,
+                r.release.version if r.release is not None else None,
+                "; ".join(r.ended.reasons) if r.ended is not None else "",
+            )
+            for r in self.rounds()
+        }
+
+    # --- the learner ---------------------------------------------------------------------------------
+
+    def paused(self) -> LearningSwitched | None:
+        """The switch that paused learning, or None when it may run."""
+        row = self._row("SELECT payload FROM latest WHERE what = ?", LearningSwitched.type)
+        switched = LearningSwitched.model_validate_json(row[0]) if row is not None else None
+        return switched if switched is not None and switched.paused else None
+
+    def report(self) -> tuple[LearnerReported, float] | None:
+        """The learner's latest report and its time in Unix seconds."""
+        row = self._row("SELECT payload, at FROM latest WHERE what = ?", LearnerReported.type)
+        return (LearnerReported.model_validate_json(row[0]), row[1]) if row is not None else None
+
+    def requests(self) -> list[RoundRequested]:
+        """Requests for a round that no round has answered yet."""
+        rows = self._rows("SELECT requested FROM requests WHERE answered IS NULL ORDER BY at")
+        return [RoundRequested.model_validate_json(row[0]) for row in rows]
+
+    def poison(self) -> list[tuple[str, str, str]]:
+        """Records that could not be read: `(record id, type, why)`."""
+        return [tuple(row) for row in self._rows("SELECT record_id, type, why FROM poison")]
+
+    # --- SQLite --------------------------------------------------------------------------------------
+
+    def _rows(self, sql: str, *arguments: object) -> list[Any]:
+        with self._lock:
+            return self._db.execute(sql, arguments).fetchall()
+
+    def _row(self, sql: str, *arguments: object) -> Any:
+        with self._lock:
+            return self._db.execute(sql, arguments).fetchone()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+
+def _exchange(row: Any) -> Exchange:
+    created, opened, closed = row
+    return Exchange(
+        created,
+        ExchangeOpened.model_validate_json(opened),
+        ExchangeClosed.model_validate_json(closed) if closed is not None else None,
+    )
+
+
+def _open(path: Path | str) -> sqlite3.Connection:
+    """Open, or start afresh: an older, newer or damaged view is thrown away, since the log has it all."""
+    try:
+        db = _connect(path)
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.DatabaseError:
+        version = -1
+    if version not in (0, projection.SCHEMA_VERSION):
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        db, version = _connect(path), 0
+    if version == 0:
+        db.executescript(
+            f"BEGIN; {projection.SCHEMA} PRAGMA user_version={projection.SCHEMA_VERSION}; COMMIT;"
+        )
+    return db
+
+
+def _connect(path: Path | str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=NORMAL")
+    db.execute("PRAGMA secure_delete=ON")
+    return db

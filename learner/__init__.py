@@ -1,0 +1,1 @@
+"""The learner: turns feedback into LoRA adapters by self-distillation fine-tuning."""

@@ -1,0 +1,151 @@
+"""`python -m learner`: the learner process. Start, ready, drain, stop; a second signal ends it at once."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+from buffer import files
+from buffer.backend import open_log
+from buffer.client import Buffer
+from buffer.config import BufferConfig, ConfigError, Shared, load, resolved
+from buffer.log import BufferError, LogUnavailable
+from buffer.models import model_directory
+from buffer.records import LearnerReported
+from buffer.view import View
+from learner.config import LearnerConfig
+
+logger = logging.getLogger("learner")
+
+NICE = 10
+"""Serving comes first: the learner takes what processor time is left."""
+RETRY_S = 2.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT. Exit status: 0 stopped, 1 cannot go on, 2 configuration."""
+    options = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        flags = {"state": options.state, "model": options.model, "alias": options.alias}
+        shared = load(Shared, file=options.config, flags=flags)
+        shared = shared.model_copy(update={"state": shared.state.absolute()})
+        config = load(LearnerConfig, "learner", file=options.config)
+        buffer_config = load(BufferConfig, "buffer", file=options.config)
+        if options.dry_run:
+            tables = {"learner": resolved(config), "buffer": resolved(buffer_config)}
+            print(json.dumps({**resolved(shared), **tables}, indent=2))
+            return 0
+        directory = model_directory(shared)
+    except ConfigError as error:
+        return _fail(error, error.hint, 2)
+    owned = files.lock(shared.state / "run" / "learner.lock")
+    if owned is None:
+        return _fail(f"another learner owns {shared.state}", "stop it, or use another state directory", 1)
+    os.nice(NICE)
+    stopping = _stop_on_signals()
+    try:
+        buffer = Buffer(
+            open_log(shared, buffer_config, name="learner"), View(shared.state / "learner" / "view.db")
+        )
+        try:
+            _serve(shared, config, directory, buffer, stopping)
+        finally:
+            buffer.close()
+    except (BufferError, OSError) as error:
+        return _fail(error, getattr(error, "hint", ""), 1)
+    finally:
+        os.close(owned)
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="apprentice learn",
+        description="Learn from the log in the background: triage, train, judge, publish. Ctrl-C stops it.",
+        epilog="exit codes:\n  0  stopped by Ctrl-C or SIGTERM\n  1  it cannot go on\n  2  wrong settings",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (apprentice.toml)")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="the one directory that holds all state")
+    parser.add_argument("--model", help="the built-in name, a directory, or a hub id")
+    parser.add_argument("--alias", help="the model name that clients ask for")
+    parser.add_argument("--dry-run", action="store_true", help="print what is configured, and start nothing")
+    parser.add_argument(
+        "--json", action="store_true", help="JSON for programs (what --dry-run prints always is)"
+    )
+    return parser.parse_args(arguments)
+
+
+def _serve(
+    shared: Shared, config: LearnerConfig, directory: Path, buffer: Buffer, stopping: threading.Event
+) -> None:
+    """start → ready → drain → stop."""
+    while not stopping.is_set():
+        try:
+            buffer.start()
+            break
+        except LogUnavailable as error:
+            logger.warning("the log cannot be read yet: %s (%s)", error, error.hint)
+            stopping.wait(RETRY_S)
+    if stopping.is_set():
+        return
+    buffer.write(
+        [LearnerReported(state="starting", why="loading the base model and its reference answers")]
+    ).result()
+
+    import torch  # the slow imports come last, when everything cheap has been checked
+    import transformers
+
+    from learner.measure import load_reference
+    from learner.model import Model
+    from learner.service import Service
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    model = Model(directory, rank=config.rank, alpha=config.alpha, device=device)
+    reference = load_reference(model, shared.state / "learner")
+    logger.info("ready: %s on %s, %d anchors", shared.model, device, len(reference.anchors))
+    Service(
+        buffer=buffer,
+        model=model,
+        reference=reference,
+        config=config,
+        adapters=shared.state / "adapters",
+        base_name=shared.model,
+        alias=shared.alias,
+        stopping=stopping,
+    ).run()
+
+
+def _stop_on_signals() -> threading.Event:
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopping.is_set():
+            os._exit(1)
+        logger.info("%s: stopping after this step; once more ends it at once", signal.Signals(number).name)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    return stopping
+
+
+def _fail(error: object, hint: str, status: int) -> int:
+    print(f"learner: {error}", file=sys.stderr)
+    if hint:
+        print(f"  → {hint}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The learner's table of `apprentice.toml`. The values of a round are saved in its record."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from buffer.config import Table
+
+
+class GateConfig(Table):
+    """[learner.gate]: what a candidate must show before it may be served. Shares are of 1."""
+
+    min_asked: float = Field(0.6, ge=0, le=1)
+    """Of the round's lessons, asked as they were."""
+    min_held_out: float = Field(0.4, ge=0, le=1)
+    """Of the round's lessons, on phrasings kept out of training."""
+    min_kept: float = Field(0.75, ge=0, le=1)
+    """Of the sampled earlier lessons that the parent answers."""
+    max_kl_to_parent: float = Field(0.15, gt=0)
+    """Nats per token on general prompts, KL(parent || candidate)."""
+    max_degenerate: float = Field(0.15, ge=0, le=1)
+    """Answers to general prompts that are empty or loop, beyond the parent's share."""
+
+
+class LearnerConfig(Table):
+    """[learner]: when a round starts, what its steps consist of, and the gate behind it."""
+
+    start_at: int = Field(8, ge=1)
+    """Pieces of accepted feedback that start a round at once."""
+    start_after_s: float = Field(30.0, ge=0)
+    """Seconds after the last piece of feedback until a round starts with fewer."""
+    max_lessons: int = Field(16, ge=1)
+    """Lessons in one round; the others wait for the next."""
+    max_replay: int = Field(16, ge=0)
+    """Earlier lessons rehearsed in a round."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(0, ge=0)
+    """CPU threads; 0 takes all cores."""
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+
+    min_steps: int = Field(24, ge=1)
+    steps_per_lesson: int = Field(6, ge=0)
+    max_steps: int = Field(80, ge=1)
+    rows_per_step: int = Field(8, ge=2)
+    anchors_per_step: int = Field(3, ge=0)
+    """Rows of a step that hold the model to base on general prompts."""
+    learning_rate: float = Field(2e-3, gt=0)
+    warmup_steps: int = Field(4, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    teacher_temperature: float = Field(0.5, gt=0)
+    skip_tokens: int = Field(3, ge=0)
+    """First tokens of a long completion that are not trained (`learner.loss.loss_mask`)."""
+    fresh_rollouts: int = Field(1, ge=0)
+    """Times in a round that the student answers every lesson anew and is trained on what it said."""
+    rollout_temperature: float = Field(0.5, gt=0)
+    max_policy_lag: int = Field(2, ge=0)
+    """Logged completions of policies this many versions behind the parent are still used as rollouts."""
+    max_reuse_gap: float = Field(0.5, gt=0)
+    """Nats per token between the parent's log-probability of a logged completion and the logged one."""
+
+    max_prompt_tokens: int = Field(1536, ge=16)
+    max_completion_tokens: int = Field(256, ge=1)
+    max_answer_tokens: int = Field(48, ge=1)
+    """Length of rollouts and of the gate's answers."""
+    gate: GateConfig = GateConfig()

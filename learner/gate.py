@@ -1,0 +1,97 @@
+"""The gate: what was measured on a candidate, and whether it may be served. Pure.
+
+Paired tests against the served parent, never an absolute distance to base: that would stop all learning
+after a few rounds. Distance to base (`drift`) is watched, not judged.
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+from learner.config import GateConfig
+
+
+class LessonResult(BaseModel):
+    """How a candidate answers one lesson of the round."""
+
+    model_config = ConfigDict(frozen=True)
+    feedback_id: str
+    asked: bool
+    """Answered when asked as it was."""
+    held_out: int
+    held_out_of: int
+    """Answered on how many of the phrasings that training never saw."""
+    answer: str
+    before: str
+    """The parent's answer to the same question."""
+
+
+class KeptResult(BaseModel):
+    """How an earlier lesson fares that the parent was asked as well."""
+
+    model_config = ConfigDict(frozen=True)
+    feedback_id: str
+    parent: bool
+    candidate: bool
+
+
+class Evaluation(BaseModel):
+    """Everything measured in a round. Divergences are nats per token on general prompts."""
+
+    model_config = ConfigDict(frozen=True)
+    lessons: list[LessonResult] = []
+    kept: list[KeptResult] = []
+    drift: float = 0.0
+    """KL(base || candidate), on base's own greedy answers."""
+    parent_drift: float = 0.0
+    kl_to_parent: float = 0.0
+    """KL(parent || candidate), on the same answers."""
+    degenerate: float = 0.0
+    parent_degenerate: float = 0.0
+    """Share of answers to general prompts that are empty or loop."""
+    loss_first: float = 0.0
+    loss_last: float = 0.0
+    steps: int = 0
+    seconds: dict[str, float] = {}
+    rows: dict[str, int] = {}
+    left_out: dict[str, int] = {}
+    """Rows that were not trained on, by reason."""
+
+
+def verdict(evaluation: Evaluation, gate: GateConfig) -> list[str]:
+    """The reasons against serving the candidate; none means it passes."""
+    against = []
+    if not evaluation.lessons:
+        against.append("there was nothing to learn")
+    asked = _share(sum(r.asked for r in evaluation.lessons), len(evaluation.lessons))
+    if asked < gate.min_asked:
+        against.append(f"answers {asked:.0%} of its lessons, under {gate.min_asked:.0%}")
+    held_out = _share(
+        sum(r.held_out for r in evaluation.lessons), sum(r.held_out_of for r in evaluation.lessons)
+    )
+    if held_out < gate.min_held_out:
+        against.append(f"answers {held_out:.0%} of held-out phrasings, under {gate.min_held_out:.0%}")
+    known = [k for k in evaluation.kept if k.parent]
+    kept = _share(sum(k.candidate for k in known), len(known))
+    if kept < gate.min_kept:
+        against.append(f"keeps {kept:.0%} of earlier lessons, under {gate.min_kept:.0%}")
+    if not evaluation.kl_to_parent <= gate.max_kl_to_parent:
+        against.append(
+            f"moves {evaluation.kl_to_parent:.3f} nats per token from the served policy on general prompts,"
+            f" over {gate.max_kl_to_parent:.3f}"
+        )
+    if evaluation.degenerate > evaluation.parent_degenerate + gate.max_degenerate:
+        against.append(
+            f"{evaluation.degenerate:.0%} of general answers are empty or loop, the parent's"
+            f" {evaluation.parent_degenerate:.0%}"
+        )
+    return against
+
+
+def degenerate(ids: list[int], eos: int) -> bool:
+    """Whether an answer is empty, or half of its 4-grams repeat earlier ones."""
+    body = [i for i in ids if i != eos]
+    grams = [tuple(body[i : i + 4]) for i in range(len(body) - 3)]
+    return not body or (len(grams) >= 8 and len(set(grams)) * 2 < len(grams))
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0

@@ -1,0 +1,139 @@
+"""From feedback and the exchange it is about to a lesson, or to the reason why there is none. Pure.
+
+`triage` judges each piece of feedback once. What it returns as skipped or quarantined never trains and the
+reason can be read with the feedback; what must wait for its exchange is left alone.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from buffer.records import Decision, ExchangeClosed, FeedbackGiven
+from buffer.teacher import last_user_turn, teacher_messages
+from buffer.view import Exchange, Feedback
+
+Render = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]] | None], list[int]]
+"""Messages and tools to the prompt's token ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Token counts beyond which a row is left out, never truncated."""
+
+    prompt: int
+    completion: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What one piece of feedback teaches: how `messages` should have been answered."""
+
+    given: FeedbackGiven
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    logged_ids: tuple[int, ...] = ()
+    """What a policy of ours really answered, as sampled; empty where there is nothing to reuse."""
+    logged_logprobs: tuple[float, ...] = ()
+    logged_policy: int = 0
+    tempered: bool = False
+    """Whether it was sampled other than at T=1 from the whole distribution."""
+
+    @property
+    def feedback_id(self) -> str:
+        return self.given.feedback_id
+
+    @property
+    def question(self) -> str:
+        """The text of the turn being answered."""
+        return str(self.messages[-1]["content"])
+
+
+def lesson_of(given: FeedbackGiven, exchange: Exchange | None) -> Lesson | None:
+    """Join feedback to its exchange. None where the exchange is missing or is not a chat."""
+    if given.messages is not None:
+        return Lesson(given, [m.model_dump(exclude_none=True) for m in given.messages])
+    if exchange is None or exchange.opened.endpoint != "chat":
+        return None
+    request, closed = exchange.opened.request, exchange.closed
+    lesson = Lesson(given, [dict(m) for m in request["messages"]], request.get("tools"))
+    choice = next((c for c in closed.choices if c.index == given.choice), None) if closed else None
+    if closed is None or choice is None or closed.status != "complete" or closed.untrainable:
+        return lesson
+    return Lesson(
+        given,
+        lesson.messages,
+        lesson.tools,
+        tuple(choice.token_ids),
+        tuple(choice.logprobs),
+        exchange.opened.policy,
+        tempered=_tempered(closed),
+    )
+
+
+def triage(feedback: Feedback, exchange: Exchange | None, render: Render, limits: Limits) -> Decision | None:
+    """Judge one piece of feedback, or None to let it wait: its exchange has not arrived yet."""
+    given = feedback.given
+    if given is None:
+        return None
+
+    def skip(reason: str, detail: str) -> Decision:
+        return Decision(feedback_id=given.feedback_id, status="skipped", reason=reason, detail=detail)
+
+    if given.kind == "rating":
+        return skip("rating_only", "a rating says how good an answer was, not what it should have been")
+    if given.messages is None and exchange is None:
+        return None
+    lesson = lesson_of(given, exchange)
+    if lesson is None:
+        return skip("not_a_chat", "only answers of /v1/chat/completions can be taught")
+    if last_user_turn(lesson.messages) is None:
+        return skip("no_user_turn", "the last message must be a user's plain text")
+    teacher = teacher_messages(lesson.messages, given)
+    if teacher is None:
+        return skip("no_teacher", f"a {given.kind} without text gives the teacher nothing to go by")
+    prompt = render(lesson.messages, lesson.tools)
+    captured = (
+        exchange.closed.prompt_token_ids if exchange is not None and exchange.closed is not None else []
+    )
+    if captured and list(captured) != prompt:
+        return skip("template_mismatch", "the chat template no longer renders the prompt that was served")
+    if len(render(teacher, lesson.tools)) > limits.prompt:
+        return skip("prompt_too_long", f"the teacher's prompt is over {limits.prompt} tokens")
+    return Decision(feedback_id=given.feedback_id, status="accepted")
+
+
+def _tempered(closed: ExchangeClosed) -> bool:
+    sampling = closed.sampling
+    return (
+        sampling.get("temperature", 1.0) != 1.0
+        or sampling.get("top_p", 1.0) != 1.0
+        or sampling.get("top_k", 0) not in (0, -1)
+        or any(sampling.get(k, 0.0) for k in ("presence_penalty", "frequency_penalty", "min_p"))
+        or sampling.get("repetition_penalty", 1.0) != 1.0
+    )
+
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def answered(answer: str, lesson: Lesson) -> bool:
+    """Whether an answer shows the lesson.
+
+    With a `check`: it contains the text asked for. Otherwise it has at least half of the words that the
+    correction adds to the question, case-insensitively; a correction that adds none is looked for whole.
+    """
+    given = lesson.given
+    if given.check is not None:
+        return given.check.contains.casefold() in answer.casefold()
+    told = _WORD.findall((given.text or "").casefold())
+    new = set(told) - set(_WORD.findall(lesson.question.casefold())) - _FILLER
+    if not new:
+        return (given.text or "").strip().casefold() in answer.casefold()
+    return len(new & set(_WORD.findall(answer.casefold()))) * 2 >= len(new)
+
+
+_FILLER = frozenset(
+    """a an the is are was were be been it its this that of in on at to for from by with and or as he she they
+    his her their you your i we our not no yes called named has have had do does did""".split()
+)

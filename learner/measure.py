@@ -1,0 +1,236 @@
+"""Measuring a candidate against its parent and base: what the gate judges.
+
+General prompts come with base's own greedy answers (`Reference`), computed once per base model and kept.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from buffer.files import make_directory, publish_directory
+from buffer.teacher import with_last_turn
+from learner.config import LearnerConfig
+from learner.gate import Evaluation, KeptResult, LessonResult, degenerate
+from learner.lessons import Lesson, answered
+from learner.loss import divergence
+from learner.model import Model
+from learner.publish import probe_logprobs
+from learner.rephrase import HELD_OUT, rephrased
+from learner.rows import Row, prompts_of
+
+_DATA = Path(__file__).parent / "data"
+ANSWER_TOKENS = 40
+"""Length of base's answers, for anchors and for drift."""
+LOOPS_ASKED = 12
+"""General prompts that a candidate answers freely, to be looked at for loops."""
+PROBED = 3
+"""Lessons, and as many general prompts, whose log-probabilities a server checks before it serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Base's greedy answers: `anchors` are trained on, `general` measure drift, and never the other way."""
+
+    anchors: tuple[Row, ...]
+    general: tuple[Row, ...]
+    states: Mapping[Row, Tensor]
+    """Base's hidden states, `[tokens, D]`, on every row of both."""
+
+
+def load_reference(model: Model, cache: Path) -> Reference:
+    """Read base's answers from `cache/<digest>`, or generate and keep them (half a minute on two cores)."""
+    directory = cache / f"reference-{model.digest[:12]}"
+    if not directory.exists():
+        _generate_reference(model, directory)
+    answers = json.loads((directory / "answers.json").read_text())
+    states = load_file(directory / "states.safetensors")
+    rows = {name: tuple(_anchor(p, c) for p, c in answers[name]) for name in ("anchors", "general")}
+    return Reference(
+        **rows, states={row: states[f"{name}.{i}"] for name in rows for i, row in enumerate(rows[name])}
+    )
+
+
+def _generate_reference(model: Model, directory: Path) -> None:
+    answers: dict[str, Any] = {}
+    states: dict[str, Tensor] = {}
+    with model.base():
+        for name in ("anchors", "general"):
+            prompts = [model.render(json.loads(line)) for line in _lines(name)]
+            completions = model.generate(prompts, max_tokens=ANSWER_TOKENS)
+            answers[name] = list(zip(prompts, completions, strict=True))
+            found = states_of(model, [_anchor(p, c) for p, c in answers[name]])
+            states |= {f"{name}.{i}": state.contiguous() for i, state in enumerate(found)}
+    temporary = directory.with_suffix(".new")
+    make_directory(temporary)
+    (temporary / "answers.json").write_text(json.dumps(answers))
+    save_file(states, temporary / "states.safetensors")
+    publish_directory(temporary, directory)
+
+
+def _lines(name: str) -> list[str]:
+    return (_DATA / f"{name}.jsonl").read_text().splitlines()
+
+
+def _anchor(prompt: Sequence[int], completion: Sequence[int]) -> Row:
+    return Row("anchor", tuple(prompt), tuple(prompt), tuple(completion))
+
+
+@torch.no_grad()
+def states_of(model: Model, rows: Sequence[Row], batch: int = 8) -> list[Tensor]:
+    """The student's hidden states on each row."""
+    states: list[Tensor] = []
+    for first in range(0, len(rows), batch):
+        part = rows[first : first + batch]
+        states += [s.clone() for s in model.hidden([r.student for r in part], [r.completion for r in part])]
+    return states
+
+
+def mean_divergence(model: Model, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> float:
+    """Mean over rows of the mean over tokens of KL(teacher || student), in nats."""
+    per_row = [divergence(t, s, model.head_VD).mean() for t, s in zip(teacher, student, strict=True)]
+    return float(torch.stack(per_row).mean())
+
+
+def degenerate_share(model: Model, reference: Reference, max_tokens: int) -> float:
+    """Share of free answers to general prompts that are empty or loop."""
+    prompts = [row.student for row in reference.general[:LOOPS_ASKED]]
+    answers = model.generate(prompts, max_tokens=max_tokens)
+    return sum(degenerate(ids, model.eos) for ids in answers) / len(answers)
+
+
+# --- what the gate judges ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The parent's side of the paired tests, measured before the first step."""
+
+    answers: tuple[str, ...]
+    """To the round's lessons, asked as they were."""
+    kept: tuple[bool, ...]
+    """Whether it answers each earlier lesson."""
+    distances: tuple[tuple[float, ...], ...]
+    """KL to the teacher by lesson and phrasing, for lessons that only such a distance can judge."""
+    general_states: tuple[Tensor, ...]
+    degenerate: float
+    probed: tuple[Row, ...]
+    probe_logprobs: tuple[tuple[float, ...], ...]
+
+
+def measure_parent(
+    model: Model,
+    reference: Reference,
+    lessons: Sequence[Lesson],
+    replay: Sequence[Lesson],
+    config: LearnerConfig,
+) -> Baseline:
+    """Measure the model as it is, before training."""
+    answers = ask(model, [(le, le.question) for le in [*lessons, *replay]], config.max_answer_tokens)
+    lesson_rows = [_target_row(model, le, le.question) for le in lessons[:PROBED]]
+    probed = (*lesson_rows, *reference.general[:PROBED])
+    return Baseline(
+        answers=tuple(answers[: len(lessons)]),
+        kept=tuple(answered(a, le) for a, le in zip(answers[len(lessons) :], replay, strict=True)),
+        distances=_distances(model, lessons),
+        general_states=tuple(states_of(model, reference.general)),
+        degenerate=degenerate_share(model, reference, config.max_answer_tokens),
+        probed=probed,
+        probe_logprobs=tuple(map(tuple, probe_logprobs(model, probed))),
+    )
+
+
+def measure_candidate(
+    model: Model,
+    reference: Reference,
+    lessons: Sequence[Lesson],
+    replay: Sequence[Lesson],
+    before: Baseline,
+    config: LearnerConfig,
+) -> Evaluation:
+    """Measure the model as it is now, against its parent's baseline and base."""
+    base_states = [reference.states[row] for row in reference.general]
+    states = states_of(model, reference.general)
+    retold = ask(model, [(le, le.question) for le in replay], config.max_answer_tokens)
+    return Evaluation(
+        lessons=_lesson_results(model, lessons, before, config.max_answer_tokens),
+        kept=[
+            KeptResult(feedback_id=le.feedback_id, parent=parent, candidate=answered(answer, le))
+            for le, parent, answer in zip(replay, before.kept, retold, strict=True)
+        ],
+        drift=mean_divergence(model, base_states, states),
+        parent_drift=mean_divergence(model, base_states, before.general_states),
+        kl_to_parent=mean_divergence(model, before.general_states, states),
+        degenerate=degenerate_share(model, reference, config.max_answer_tokens),
+        parent_degenerate=before.degenerate,
+    )
+
+
+def ask(model: Model, questions: Sequence[tuple[Lesson, str]], max_tokens: int) -> list[str]:
+    """Greedy answers without any correction in context."""
+    prompts = [model.render(with_last_turn(lesson.messages, q), lesson.tools) for lesson, q in questions]
+    return [model.decode(ids) for ids in model.generate(prompts, max_tokens=max_tokens)]
+
+
+def _phrasings(lesson: Lesson) -> list[str]:
+    """The question as it was asked, then the phrasings kept out of training."""
+    return [lesson.question, *rephrased(lesson.question, HELD_OUT)]
+
+
+def _lesson_results(
+    model: Model, lessons: Sequence[Lesson], before: Baseline, max_tokens: int
+) -> list[LessonResult]:
+    questions = [(le, q) for le in lessons for q in _phrasings(le)]
+    answers = iter(ask(model, questions, max_tokens))
+    distances = iter(_distances(model, lessons))
+    earlier = iter(before.distances)
+    results = []
+    for lesson, previous in zip(lessons, before.answers, strict=True):
+        said = [next(answers) for _ in _phrasings(lesson)]
+        right = [answered(a, lesson) for a in said]
+        if _judged_by_distance(lesson):
+            right = [now * 2 <= then for now, then in zip(next(distances), next(earlier), strict=True)]
+        results.append(
+            LessonResult(
+                feedback_id=lesson.feedback_id,
+                asked=right[0],
+                held_out=sum(right[1:]),
+                held_out_of=len(right) - 1,
+                answer=said[0],
+                before=previous,
+            )
+        )
+    return results
+
+
+def _judged_by_distance(lesson: Lesson) -> bool:
+    """An instruction without a check names no words to look for: it is learned when the student, without the
+    instruction, has come at least half the way to the teacher that sees it."""
+    return lesson.given.kind == "instruction" and lesson.given.check is None
+
+
+def _distances(model: Model, lessons: Sequence[Lesson]) -> tuple[tuple[float, ...], ...]:
+    found = []
+    for lesson in filter(_judged_by_distance, lessons):
+        rows = [_target_row(model, lesson, q) for q in _phrasings(lesson)]
+        with model.base():
+            teacher = states_of(model, [replace(r, student=r.teacher) for r in rows])
+        student = states_of(model, rows)
+        per_row = [divergence(t, s, model.head_VD).mean() for t, s in zip(teacher, student, strict=True)]
+        found.append(tuple(float(d) for d in per_row))
+    return tuple(found)
+
+
+def _target_row(model: Model, lesson: Lesson, question: str) -> Row:
+    """What the lesson wants said to `question`, as a row to score: a correction's own words, or the teacher's
+    greedy answer where the feedback is an instruction."""
+    student, teacher = prompts_of(lesson, question, model.render)
+    if lesson.given.kind != "instruction":
+        return Row("target", student, teacher, (*model.encode(lesson.given.text or ""), model.eos))
+    with model.base():
+        return Row("target", student, teacher, tuple(model.generate([teacher], max_tokens=ANSWER_TOKENS)[0]))

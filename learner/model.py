@@ -1,0 +1,216 @@
+"""The model in the learner: a frozen base, one LoRA adapter, and the three things asked of them.
+
+`hidden` (states behind the final norm, which the loss multiplies with the frozen head), `generate` (batched
+greedy or seeded sampling) and `render` (messages to token ids). Weights are read from safetensors only and
+no code of the model's is run.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from buffer.adapters import TARGET_MODULES, WEIGHTS, base_digest
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Model:
+    """A base model with one trainable LoRA adapter, on one device."""
+
+    def __init__(self, directory: Path, *, rank: int, alpha: int, device: str = "cpu") -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        base = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False
+        ).to(device)
+        base.config.use_cache = True
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=0.0,
+            target_modules=list(TARGET_MODULES),
+            task_type="CAUSAL_LM",
+        )
+        self.peft: PeftModel = get_peft_model(base, config, autocast_adapter_dtype=True)
+        self.peft.eval()
+        self.device = torch.device(device)
+        self.rank = rank
+        self.eos: int = self.tokenizer.eos_token_id
+        self.digest = base_digest(directory)
+        self._fresh = self.adapter_state()
+
+    # --- the adapter ---------------------------------------------------------------------------------
+
+    @property
+    def head_VD(self) -> Tensor:
+        """The frozen language-model head, `[vocabulary, hidden]`."""
+        head = self.peft.get_base_model().lm_head.weight
+        return head.detach()  # type: ignore[no-any-return]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The adapter's weights (fp32), in a fixed order."""
+        return [p for _, p in sorted(self.peft.named_parameters()) if p.requires_grad]
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """A copy of the adapter's tensors under PEFT's names."""
+        state = get_peft_model_state_dict(self.peft, save_embedding_layers=False)
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    def load_adapter(self, state: Mapping[str, Tensor]) -> None:
+        """Put an adapter's tensors in place of the present ones. Raises `ValueError` if names differ."""
+        if set(state) != set(self._fresh):
+            raise ValueError("the adapter's tensors are not those of this model and rank")
+        set_peft_model_state_dict(self.peft, dict(state))
+
+    def reset_adapter(self, seed: int) -> None:
+        """A new adapter that changes nothing yet: A is drawn from `seed` (Kaiming uniform), B is zero."""
+        generator = torch.Generator().manual_seed(seed)
+        state = {}
+        for name, tensor in sorted(self._fresh.items()):
+            if ".lora_A." in name:
+                bound = tensor.shape[1] ** -0.5
+                state[name] = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
+            else:
+                state[name] = torch.zeros(tensor.shape)
+        self.load_adapter(state)
+
+    def load_adapter_file(self, directory: Path) -> None:
+        """Load a published adapter's weights."""
+        self.load_adapter(load_file(directory / WEIGHTS))
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Within this context the model is the base: the adapter is off."""
+        with self.peft.disable_adapter():
+            yield
+
+    # --- text to ids ---------------------------------------------------------------------------------
+
+    def render(self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """The prompt's token ids, up to and with the header of the assistant's turn."""
+        text = self.tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tools=tools or None, tokenize=False, add_generation_prompt=True
+        )
+        return self.encode(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, nothing added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    # --- forward -------------------------------------------------------------------------------------
+
+    def hidden(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Hidden states that predict each completion: one `[len(completion), D]` tensor a row.
+
+        State k of a row is that of the position before completion token k. Rows are right-padded into one
+        batch; padding and other rows change nothing (up to rounding).
+        """
+        rows = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+        longest = max(map(len, rows))
+        ids_BT = torch.full((len(rows), longest), self.eos, dtype=torch.long)
+        mask_BT = torch.zeros((len(rows), longest), dtype=torch.long)
+        for b, row in enumerate(rows):
+            ids_BT[b, : len(row)] = torch.tensor(row)
+            mask_BT[b, : len(row)] = 1
+        states_BTD = self._body()(
+            input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device), use_cache=False
+        ).last_hidden_state
+        return [
+            states_BTD[b, len(p) - 1 : len(p) + len(c) - 1]
+            for b, (p, c) in enumerate(zip(prompts, completions, strict=True))
+        ]
+
+    def _body(self) -> nn.Module:
+        return self.peft.get_base_model().model  # type: ignore[no-any-return]
+
+    # --- generation ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        batch: int = 16,
+    ) -> list[list[int]]:
+        """Completions' token ids, EOS included where it was reached. Temperature 0 is greedy.
+
+        Sampling draws from a generator seeded by `seed` and the row's index alone.
+        """
+        completions: list[list[int]] = [[] for _ in prompts]
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        for first in range(0, len(by_length), batch):
+            rows = by_length[first : first + batch]
+            generators = [_generator(seed, row) for row in rows]
+            for row, ids in zip(
+                rows,
+                self._decode_batch([prompts[r] for r in rows], max_tokens, temperature, generators),
+                strict=True,
+            ):
+                completions[row] = ids
+        return completions
+
+    def _decode_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        temperature: float,
+        generators: Sequence[torch.Generator],
+    ) -> list[list[int]]:
+        longest = max(map(len, prompts))
+        ids_BT = torch.full((len(prompts), longest), self.eos, dtype=torch.long)
+        mask_BT = torch.zeros((len(prompts), longest), dtype=torch.long)
+        for b, prompt in enumerate(prompts):
+            ids_BT[b, longest - len(prompt) :] = torch.tensor(prompt)
+            mask_BT[b, longest - len(prompt) :] = 1
+        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        out: list[list[int]] = [[] for _ in prompts]
+        done = [False] * len(prompts)
+        cache = None
+        step_ids = ids_BT.to(self.device)
+        for _ in range(max_tokens):
+            result = self._body()(
+                input_ids=step_ids,
+                attention_mask=mask_BT.to(self.device),
+                position_ids=positions_BT.to(self.device),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = result.past_key_values
+            logits_BV = (result.last_hidden_state[:, -1] @ self.head_VD.T).float().cpu()
+            next_B = _choose(logits_BV, temperature, generators)
+            for b, token in enumerate(next_B.tolist()):
+                if not done[b]:
+                    out[b].append(token)
+                    done[b] = token == self.eos
+            if all(done):
+                break
+            step_ids = next_B[:, None].to(self.device)
+            mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
+            positions_BT = positions_BT[:, -1:] + 1
+        return out
+
+
+def _generator(seed: int, row: int) -> torch.Generator:
+    mixed = random.Random(f"{seed} {row}").getrandbits(63)  # noqa: S311 - reproducible, not secret
+    return torch.Generator().manual_seed(mixed)
+
+
+def _choose(logits_BV: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> Tensor:
+    if temperature == 0.0:
+        return logits_BV.argmax(-1)
+    p_BV = (logits_BV / temperature).softmax(-1)
+    return torch.cat([torch.multinomial(p, 1, generator=g) for p, g in zip(p_BV, generators, strict=True)])

@@ -1,0 +1,110 @@
+"""What the next round is, or why there is none yet. Pure: the view's facts and the clock come in.
+
+A round starts at `start_at` accepted pieces of feedback, or `start_after_s` seconds after the last one when
+any wait, or on request; it continues from the live policy, so it waits for a release that is on its way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from buffer.fate import Lineage
+from buffer.records import RoundRequested
+from buffer.view import Feedback, Round
+from learner.config import LearnerConfig
+
+MAX_FAILURES = 3
+"""Rounds that may fail one after another before the learner waits for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """No round now, and why."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a round will learn, rehearse and start from."""
+
+    round: int
+    parent: int
+    lessons: tuple[str, ...]
+    replay: tuple[str, ...]
+    requests: tuple[str, ...]
+    steps: int
+
+
+def plan_round(
+    feedback: Sequence[Feedback],
+    rounds: Sequence[Round],
+    lineage: Lineage,
+    requests: Sequence[RoundRequested],
+    *,
+    now: float,
+    config: LearnerConfig,
+) -> Plan | Waiting:
+    """Decide from all feedback (oldest first), all rounds and the open requests. `now` is in Unix seconds."""
+    wanted = {"accepted", *(status for request in requests for status in request.include)}
+    pending = [f for f in feedback if f.fate.status in wanted]
+    if not requests:
+        why = _why_not_yet(pending, rounds, now, config)
+        if why is not None:
+            return Waiting(why)
+    coming = on_its_way(rounds, lineage)
+    if coming is not None:
+        return Waiting(f"policy {coming} has passed the gate and a server has still to take it up")
+    lessons = pending[: config.max_lessons]
+    served = [f for f in feedback if f.fate.status == "served"]
+    return Plan(
+        round=rounds[-1].planned.round + 1 if rounds else 1,
+        parent=lineage.live,
+        lessons=tuple(f.feedback_id for f in lessons),
+        replay=tuple(f.feedback_id for f in served[-config.max_replay :]) if config.max_replay else (),
+        requests=tuple(r.request_id for r in requests),
+        steps=steps_for(len(lessons), config),
+    )
+
+
+def steps_for(lessons: int, config: LearnerConfig) -> int:
+    """Optimiser steps of a round with so many lessons."""
+    return min(config.max_steps, max(config.min_steps, config.steps_per_lesson * lessons))
+
+
+def on_its_way(rounds: Sequence[Round], lineage: Lineage) -> int | None:
+    """A release that grew from the live policy and that no server has taken up or turned down yet."""
+    for r in reversed(rounds):
+        release = r.release
+        if release is not None and r.planned.parent == lineage.live and release.version > lineage.live:
+            known = release.version in lineage.rejected or lineage.ever_served(release.version)
+            return None if known else release.version
+    return None
+
+
+def failures_in_a_row(rounds: Sequence[Round]) -> int:
+    """How many of the latest rounds ended by an error of the learner's own."""
+    count = 0
+    for r in reversed(rounds):
+        if r.ended is None or r.ended.verdict != "failed":
+            break
+        count += 1
+    return count
+
+
+def _why_not_yet(
+    pending: Sequence[Feedback], rounds: Sequence[Round], now: float, config: LearnerConfig
+) -> str | None:
+    if not pending:
+        return "nothing to learn: no accepted feedback is waiting"
+    if failures_in_a_row(rounds) >= MAX_FAILURES:
+        return (
+            f"the last {MAX_FAILURES} rounds failed; see their reasons, then ask for one with"
+            " POST /v1/learning/rounds"
+        )
+    quiet_s = now - pending[-1].received
+    if len(pending) < config.start_at and quiet_s < config.start_after_s:
+        return (
+            f"{len(pending)} of {config.start_at} pieces of feedback are there; a round starts with these"
+            f" {config.start_after_s:.0f} s after the last one"
+        )
+    return None

@@ -1,0 +1,46 @@
+"""Other ways to put the same question, so that a lesson is about the fact and not about one wording.
+
+Frames around the question in plain English, as it is, embedded ("tell me who ...") or cut down to its
+content words. Those in `HELD_OUT` are never trained on: the gate asks them. Pure.
+"""
+
+import re
+
+TRAINED = (
+    "{question} Please answer briefly.",
+    "I have a question. {question}",
+    "Tell me {embedded}.",
+    "Do you know {embedded}?",
+    "{keywords}?",
+    "What about this: {reversed}?",
+)
+HELD_OUT = (
+    "Could you answer this for me? {question}",
+    "I would like to know {embedded}.",
+)
+
+_FUNCTION_WORDS = frozenset(
+    """a an the is are was were be been am do does did can could will would should has have had of in on at to
+    for from by with and or as it its this that there which what who whom whose when where why how i you me
+    my your we our they their please""".split()
+)
+_INTERROGATIVES = ("who", "what", "which", "when", "where", "why", "how", "whose", "in", "on", "at")
+
+
+def rephrased(question: str, frames: tuple[str, ...]) -> list[str]:
+    """The question in each frame, without repetition; a frame that does not suit it is left out."""
+    bare = question.strip()
+    first, _, rest = bare.partition(" ")
+    embedded = f"{first.lower()} {rest}".rstrip(" ?.!") if first.lower() in _INTERROGATIVES and rest else ""
+    words = [w for w in re.findall(r"[\w'-]+", bare) if w.lower() not in _FUNCTION_WORDS]
+    parts = {
+        "question": bare,
+        "embedded": embedded,
+        "keywords": " ".join(words) if len(words) > 1 else "",
+        "reversed": " ".join(reversed(words)) if len(words) > 1 else "",
+    }
+    made = []
+    for frame in frames:
+        if all(parts[name] for name in re.findall(r"\{(\w+)\}", frame)):
+            made.append(frame.format(**parts))
+    return list(dict.fromkeys(made))

@@ -1,0 +1,143 @@
+"""One round, from its record to its verdict.
+
+    the plan's lessons and replay ► rows ► SDFT steps ► measure ► gate ► publish
+
+A round is a function of its record, the log and the base model: run again after a crash it gives the same
+adapter, to the bit on the same machine and thread count.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from buffer.records import LearnerState, Release, RoundEnded, RoundPlanned
+from buffer.view import View
+from learner.config import LearnerConfig
+from learner.curriculum import Curriculum
+from learner.gate import verdict
+from learner.lessons import Lesson, lesson_of
+from learner.measure import Baseline, Reference, measure_candidate, measure_parent
+from learner.model import Model
+from learner.plan import steps_for
+from learner.publish import probe_logprobs, probes, publish
+from learner.sdft import Step, train
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[LearnerState, str, Step | None], None]
+"""Tells what the round is doing. Called between steps: it may wait there, or raise to stop the round."""
+
+
+class LessonGone(Exception):
+    """A lesson was erased or withdrawn while its round was under way."""
+
+
+@dataclass
+class Round:
+    """Runs one planned round."""
+
+    planned: RoundPlanned
+    view: View
+    model: Model
+    reference: Reference
+    adapters: Path
+    base_name: str
+    alias: str
+    report: Report
+    _seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> RoundEnded:
+        """Train, measure, judge and, if it passes, publish. Raises `LessonGone`."""
+        number = self.planned.round
+        config = LearnerConfig.model_validate(self.planned.config)
+        lessons, replay = self._join(self.planned.lessons), self._join(self.planned.replay)
+        if not lessons:
+            return RoundEnded(round=number, verdict="refused", reasons=["there was nothing to learn"])
+        self.report("planning", f"round {number} prepares its rows", None)
+        with self._timed("prepare"):
+            self._load_parent()
+            before = measure_parent(self.model, self.reference, lessons, replay, config)
+            curriculum = Curriculum(self.model, config, self.planned.parent, self.planned.seed)
+            rows = curriculum.rows([*lessons, *replay])
+        with self._timed("train"):
+            losses = []
+            steps = train(
+                self.model,
+                rows,
+                {row: self.reference.states[row] for row in self.reference.anchors},
+                lambda step: curriculum.fresh([*lessons, *replay], step),
+                config=config,
+                steps=steps_for(len(lessons), config),
+                seed=self.planned.seed,
+            )
+            for step in steps:
+                losses.append(step.loss)
+                self.report("training", f"round {number} learns {len(lessons)} lessons", step)
+        with self._timed("measure"):
+            self.report("evaluating", f"round {number} is being measured", None)
+            measured = measure_candidate(self.model, self.reference, lessons, replay, before, config)
+        evaluation = measured.model_copy(
+            update={
+                "loss_first": losses[0],
+                "loss_last": losses[-1],
+                "steps": len(losses),
+                "seconds": {name: round(s, 1) for name, s in self._seconds.items()},
+                "rows": dict(Counter(r.kind for r in rows)),
+                "left_out": dict(curriculum.left_out),
+            }
+        )
+        reasons = verdict(evaluation, config.gate)
+        self._join([*self.planned.lessons, *self.planned.replay])  # raises if one has gone meanwhile
+        return RoundEnded(
+            round=number,
+            verdict="refused" if reasons else "passed",
+            reasons=reasons,
+            evaluation=evaluation.model_dump(),
+            release=None if reasons else self._publish(before, config),
+        )
+
+    def _join(self, feedback_ids: Sequence[str]) -> list[Lesson]:
+        lessons = []
+        for feedback_id in feedback_ids:
+            found = self.view.feedback(feedback_id)
+            if found is None or found.given is None or found.fate.status in ("erased", "withdrawn"):
+                raise LessonGone(f"feedback {feedback_id} was withdrawn or erased during the round")
+            lesson = lesson_of(found.given, self.view.exchange(found.given.completion_id or ""))
+            if lesson is None:
+                raise LessonGone(f"the exchange of feedback {feedback_id} was erased during the round")
+            lessons.append(lesson)
+        return lessons
+
+    def _load_parent(self) -> None:
+        if self.planned.parent == 0:
+            self.model.reset_adapter(self.planned.seed)
+            return
+        parent = self.view.release(self.planned.parent)
+        if parent is None or parent.release is None:
+            raise FileNotFoundError(f"no round in the log made policy {self.planned.parent}")
+        self.model.load_adapter_file(self.adapters / parent.release.directory)
+
+    def _publish(self, before: Baseline, config: LearnerConfig) -> Release:
+        self.report("publishing", f"round {self.planned.round} passed the gate", None)
+        made = [r.release.version for r in self.view.rounds() if r.release is not None]
+        return publish(
+            self.adapters,
+            self.model,
+            version=max(made, default=0) + 1,
+            alias=self.alias,
+            parent=self.planned.parent,
+            round_number=self.planned.round,
+            base_name=self.base_name,
+            alpha=config.alpha,
+            probes=probes(before.probed, probe_logprobs(self.model, before.probed), before.probe_logprobs),
+        )
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._seconds[name] = time.monotonic() - started

@@ -1,0 +1,198 @@
+"""The learner at work: triage what came in, plan, run a round, write down how it ended, again.
+
+Every decision goes into the log, so the service itself remembers nothing: killed at any point, its successor
+finds the open round in the view and runs that same round again.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from buffer.client import Buffer
+from buffer.log import BufferError
+from buffer.records import Decision, FeedbackTriaged, LearnerReported, LearnerState, RoundEnded, RoundPlanned
+from learner.config import LearnerConfig
+from learner.lessons import Limits, triage
+from learner.measure import Reference
+from learner.model import Model
+from learner.plan import Plan, Waiting, plan_round
+from learner.round import LessonGone, Round
+from learner.sdft import Step
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+REPORT_S = 2.0
+"""How often progress within a state is reported."""
+HEARTBEAT_S = 30.0
+"""How often an unchanged state is reported, so that silence means that the learner is gone."""
+BATCH = 256
+"""Feedback judged per record."""
+
+
+class Stopped(Exception):
+    """The process was asked to stop; an open round is left to be resumed."""
+
+
+@dataclass
+class Service:
+    """One learner over one buffer. `clock` gives Unix seconds."""
+
+    buffer: Buffer
+    model: Model
+    reference: Reference
+    config: LearnerConfig
+    adapters: Path
+    base_name: str
+    alias: str
+    stopping: threading.Event
+    clock: Callable[[], float] = time.time
+    _reported: LearnerReported | None = None
+    _reported_at: float = 0.0
+
+    def run(self) -> None:
+        """Work until `stopping` is set."""
+        while not self.stopping.is_set():
+            try:
+                self.turn()
+            except Stopped:
+                break
+            except BufferError as error:
+                logger.error("the log refused a record: %s %s", error, error.hint)
+            self.stopping.wait(POLL_S)
+        self._say("stopped", "the learner was stopped; an open round goes on when it is started again")
+
+    def turn(self) -> None:
+        """One turn: judge new feedback, then run the open or the next round, or say why there is none."""
+        view = self.buffer.view
+        self.triage()
+        paused = view.paused()
+        if paused is not None:
+            self._say("paused", _paused_by(paused.by, paused.why))
+            return
+        unfinished = next((r.planned for r in view.rounds() if r.ended is None), None)
+        if unfinished is not None:
+            self._run_round(unfinished)
+            return
+        plan = plan_round(
+            view.all_feedback(),
+            view.rounds(),
+            view.lineage(),
+            view.requests(),
+            now=self.clock(),
+            config=self.config,
+        )
+        if isinstance(plan, Waiting):
+            self._say("waiting", plan.why)
+            return
+        self._run_round(self._write_plan(plan))
+
+    def triage(self) -> None:
+        """Judge feedback that is new or whose exchange has arrived since."""
+        limits = Limits(self.config.max_prompt_tokens, self.config.max_completion_tokens)
+        view = self.buffer.view
+        decisions: list[Decision] = []
+        for feedback in view.untriaged():
+            about = feedback.given.completion_id if feedback.given is not None else None
+            exchange = view.exchange(about) if about is not None else None
+            decision = triage(feedback, exchange, self.model.render, limits)
+            decisions += [decision] if decision is not None else []
+        for first in range(0, len(decisions), BATCH):
+            self._write(FeedbackTriaged(decisions=decisions[first : first + BATCH]))
+
+    # --- rounds --------------------------------------------------------------------------------------
+
+    def _write_plan(self, plan: Plan) -> RoundPlanned:
+        planned = RoundPlanned(
+            round=plan.round,
+            parent=plan.parent,
+            lessons=list(plan.lessons),
+            replay=list(plan.replay),
+            requests=list(plan.requests),
+            seed=random.SystemRandom().getrandbits(31),
+            base=self.model.digest,
+            config=self.config.model_dump(mode="json"),
+        )
+        self._write(planned)
+        return planned
+
+    def _run_round(self, planned: RoundPlanned) -> None:
+        logger.info(
+            "round %d: %d lessons, %d rehearsed", planned.round, len(planned.lessons), len(planned.replay)
+        )
+        try:
+            if planned.base != self.model.digest:
+                raise LessonGone("the base model has changed since the round was planned")
+            ended = Round(
+                planned,
+                self.buffer.view,
+                self.model,
+                self.reference,
+                self.adapters,
+                self.base_name,
+                self.alias,
+                lambda state, why, step: self._progress(planned, state, why, step),
+            ).run()
+        except (Stopped, BufferError):
+            raise
+        except LessonGone as gone:
+            ended = RoundEnded(round=planned.round, verdict="failed", reasons=[str(gone)])
+        except Exception as error:
+            # The named boundary for a round: whatever broke it becomes its verdict, and the learner lives on.
+            logger.exception("round %d failed", planned.round)
+            ended = RoundEnded(
+                round=planned.round, verdict="failed", reasons=[f"{type(error).__name__}: {error}"]
+            )
+        self._write(ended)
+        logger.info(
+            "round %d %s: %s", planned.round, ended.verdict, "; ".join(ended.reasons) or "served next"
+        )
+
+    def _progress(self, planned: RoundPlanned, state: LearnerState, why: str, step: Step | None) -> None:
+        """Between steps: report, wait while paused, leave when asked to stop."""
+        if self.stopping.is_set():
+            raise Stopped
+        while (paused := self.buffer.view.paused()) is not None and not self.stopping.is_set():
+            self._say(
+                "paused", f"round {planned.round} waits: {_paused_by(paused.by, paused.why)}", planned, step
+            )
+            self.stopping.wait(POLL_S)
+        self._say(state, why, planned, step)
+
+    # --- records -------------------------------------------------------------------------------------
+
+    def _say(
+        self, state: LearnerState, why: str, planned: RoundPlanned | None = None, step: Step | None = None
+    ) -> None:
+        report = LearnerReported(
+            state=state,
+            why=why,
+            round=planned.round if planned is not None else None,
+            step=step.number if step is not None else None,
+            steps=step.of if step is not None else None,
+            loss=step.loss if step is not None else None,
+        )
+        now, last = self.clock(), self._reported
+        changed = last is None or (last.state, last.why, last.round) != (state, why, report.round)
+        if changed or now - self._reported_at >= (HEARTBEAT_S if last == report else REPORT_S):
+            self._reported, self._reported_at = report, now
+            self.buffer.write([report]).result()
+
+    def _write(self, payload: FeedbackTriaged | RoundPlanned | RoundEnded) -> None:
+        """Append a decision and wait until it is in the view, so that the next turn builds on it."""
+        decided = self.buffer.decide(payload)
+        while not decided.done():
+            if self.stopping.is_set():
+                raise Stopped
+            wait([decided], timeout=POLL_S)
+        decided.result()
+
+
+def _paused_by(by: str, why: str) -> str:
+    reason = f" ({why})" if why else ""
+    return f"paused by {by}{reason}; POST /v1/learning/resume lets it go on"

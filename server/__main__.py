@@ -1,0 +1,213 @@
+"""`python -m server`: the gateway process. Start, ready, drain, stop; a second signal ends it at once."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from buffer import files
+from buffer.adapters import base_digest
+from buffer.backend import open_log
+from buffer.client import Buffer
+from buffer.config import BufferConfig, ConfigError, Shared, load
+from buffer.log import BufferError, LogUnavailable
+from buffer.models import model_directory
+from buffer.view import View
+from server.app import create_app
+from server.client import RUN_FILE
+from server.config import EngineConfig, ServerConfig
+from server.engine import Engine
+from server.follow import Follower
+from server.gateway import Gateway
+from server.identity import SECRET_BYTES, Receipts
+from server.metrics import Metrics
+from server.news import News
+from server.policies import Policies
+from server.zero import ModelUnusable, write_zero
+
+logger = logging.getLogger("server")
+
+RETRY_S = 2.0
+ADAPTERS = "adapters"
+"""In the state directory, shared with the learner."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    shared: Shared
+    server: ServerConfig
+    engine: EngineConfig
+    buffer: BufferConfig
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT. Exit status: 0 stopped, 1 cannot go on, 2 configuration."""
+    parser = argparse.ArgumentParser(prog="python -m server", description="Serve the model behind a gateway.")
+    parser.add_argument("--config", type=Path, help="instead of ./apprentice.toml")
+    parser.add_argument("--state", type=Path, help="the state directory")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        shared = load(Shared, file=options.config, flags={"state": options.state})
+        settings = Settings(
+            shared.model_copy(update={"state": shared.state.absolute()}),
+            load(ServerConfig, "server", file=options.config),
+            load(EngineConfig, "engine", file=options.config),
+            load(BufferConfig, "buffer", file=options.config),
+        )
+        model = model_directory(settings.shared)
+    except ConfigError as error:
+        return _fail(error, error.hint, 2)
+    state = settings.shared.state
+    owned = files.lock(state / "run" / "server.lock")
+    if owned is None:
+        return _fail(f"another gateway owns {state}", "stop it, or use another state directory", 1)
+    try:
+        asyncio.run(serve(settings, model))
+    except ModelUnusable as error:
+        return _fail(error, error.hint, 2)
+    except (BufferError, OSError) as error:
+        return _fail(error, getattr(error, "hint", ""), 1)
+    finally:
+        os.close(owned)
+    return 0
+
+
+async def serve(settings: Settings, model: Path) -> None:
+    """start → ready → drain → stop. Raises `BufferError`, `OSError` when it cannot start."""
+    state, config = settings.shared.state, settings.server
+    listening = listen(config.host, config.port)
+    news = News()
+    news.listen()
+    log = open_log(settings.shared, settings.buffer, name="server")
+    buffer = Buffer(log, View(state / "server" / "view.db"), news.tell)
+    alias = settings.shared.alias
+    engine = Engine(settings.engine, model=model, alias=alias, state_dir=state)
+    base = await asyncio.to_thread(base_digest, model)
+    policies = Policies(
+        engine,
+        alias=alias,
+        adapters=state / ADAPTERS,
+        zero=write_zero(state / ADAPTERS, model, alias=alias, base=base),
+        max_rank=settings.engine.max_lora_rank,
+        base=base,
+    )
+    engine.on_ready = policies.reload
+    gateway = Gateway(
+        alias=alias,
+        config=config,
+        engine=engine,
+        policies=policies,
+        buffer=buffer,
+        receipts=Receipts(read_secret(state / "secret")),
+        metrics=Metrics(buffer),
+        news=news,
+    )
+    server = _Uvicorn(
+        uvicorn.Config(
+            create_app(gateway),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=round(config.drain_s),
+            server_header=False,
+        )
+    )
+    working = asyncio.create_task(follow(gateway))
+    run_file = state / RUN_FILE
+    try:
+        await engine.start()
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        write_run_file(run_file, listening)
+        logger.info("listening on %s; the model is starting", url_of(listening))
+        await serving
+        # left over only where a second signal ended the draining
+        left = set(server.server_state.tasks)
+        for unfinished in left:
+            unfinished.cancel()
+        if left:
+            await asyncio.wait(left, timeout=RETRY_S)
+    finally:
+        run_file.unlink(missing_ok=True)
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+        await engine.stop()
+        await asyncio.to_thread(buffer.close)
+
+
+async def follow(gateway: Gateway) -> None:
+    """Read the log up to its end, then follow it. Until then the gateway answers, but is not ready."""
+    while True:
+        try:
+            await asyncio.to_thread(gateway.buffer.start)
+            break
+        except LogUnavailable as error:
+            gateway.not_ready = f"the log cannot be read: {error}"
+            logger.warning("the log cannot be read, trying again: %s", error)
+            await asyncio.sleep(RETRY_S)
+    gateway.not_ready = "the live policy has not been loaded yet"
+    await Follower(gateway).run()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind now, so that a taken port is found out before anything else starts. Raises `OSError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def url_of(listening: socket.socket) -> str:
+    """Where a client on this machine finds it."""
+    host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def write_run_file(path: Path, listening: socket.socket) -> None:
+    content = {"url": url_of(listening), "pid": os.getpid()}
+    files.write_durably(path, json.dumps(content).encode())
+
+
+def read_secret(path: Path) -> bytes:
+    """The secret of completion ids, made at the first start. Replicas share it by copying the file."""
+    if not path.exists():
+        files.write_durably(path, os.urandom(SECRET_BYTES).hex().encode())
+    return bytes.fromhex(path.read_text().strip())
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn with our signals: the first drains, the second ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def stop(number: int) -> None:
+            if self.should_exit:
+                self.force_exit = True
+                return
+            logger.info("%s: draining; once more ends it at once", signal.Signals(number).name)
+            self.should_exit = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop, number)
+        yield
+
+
+def _fail(message: object, hint: str, status: int) -> int:
+    print(f"server: {message}" + (f"\n  → {hint}" if hint else ""), file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The command line: one table, resolved after the command is known.
+
+A target is `module:function`; the function takes the arguments behind the command's name and returns the
+exit code. Nothing else is imported before that, so that no wall is crossed and `--help` is quick.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from server.command import FAILED, INTERRUPTED, USAGE, CommandError, print_error
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "up": ("server.up:main", "start the server and the learner, and keep them running"),
+    "serve": ("server.serve_command:main", "the server alone: vLLM and the gateway in front of it"),
+    "learn": ("learner.__main__:main", "the learner alone: trains on corrections in the background"),
+    "demo": ("server.demo:main", "teach eight facts to a running server, and show before and after"),
+    "status": ("server.status:main", "what is served, what the learner does and why"),
+    "feedback": ("server.feedback_command:main", "list, show, send or withdraw feedback"),
+    "policies": ("server.policies_command:main", "list, show or promote policies, or roll back"),
+}
+"""Name: (`module:function`, one line of help)."""
+
+
+def resolve(target: str) -> Callable[[Sequence[str]], int]:
+    """The function that a `module:function` string names."""
+    module, _, name = target.partition(":")
+    function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. The boundary where a command's errors become a message and an exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] not in COMMANDS:
+        _help().parse_args(arguments or ["--help"])  # prints help or the error, and exits
+        return USAGE
+    as_json = "--json" in arguments
+    try:
+        return resolve(COMMANDS[arguments[0]][0])(arguments[1:])
+    except CommandError as error:
+        print_error(str(error), error.hint, error.code, as_json=as_json)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader (`| head`) has gone: what is still buffered must not raise again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        from buffer.config import ConfigError  # pydantic is loaded by then, and not for --help
+
+        if not isinstance(error, ConfigError):
+            raise
+        print_error(str(error), error.hint, error.code, as_json=as_json)
+        return USAGE
+
+
+def _help() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    parser = argparse.ArgumentParser(
+        prog="apprentice",
+        description="An OpenAI-compatible model server that learns on the job.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:{width}}  {about}" for name, (_, about) in COMMANDS.items())
+        + "\n\n`apprentice COMMAND --help` shows a command's arguments and exit codes; all take --json.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The server's tables of `apprentice.toml`: [server], the HTTP side, and [engine], vLLM."""
+
+import ipaddress
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from buffer.config import Table
+from server.vllm_args import refuse_arguments, refuse_environment
+
+KeyHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""Hex SHA-256 of a bearer key."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class ServerConfig(Table):
+    """[server]: where the gateway listens, who may call it and how much they may ask for."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8600, ge=0, le=65535)
+    keys: dict[str, KeyHash] = Field(default={})
+    """Principal to the hex SHA-256 of its bearer key. Without any, everyone is one principal, on loopback."""
+    admins: list[str] = Field(default=[])
+    """Principals that may pause, promote, roll back and erase."""
+    max_body_bytes: int = Field(4 << 20, gt=0)
+    max_tokens_default: int | None = Field(None, gt=0)
+    """For requests that do not say; None leaves it to vLLM: what is left of the context."""
+    max_n: int = Field(16, gt=0)
+    max_feedback_chars: int = Field(8000, gt=0)
+    """Of a correction's text and of anything else that is taught."""
+    drain_s: float = Field(30.0, ge=0)
+    """How long a stopping server lets running answers finish."""
+
+    @model_validator(mode="after")
+    def _keys_where_needed(self) -> Self:
+        if not self.keys and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached from elsewhere, so [server.keys] must name who may call; "
+                "add a key, or listen on 127.0.0.1"
+            )
+        if len(set(self.keys.values())) != len(self.keys):
+            raise ValueError("two principals in [server.keys] have the same key: give each its own")
+        unknown = set(self.admins) - set(self.keys)
+        if self.keys and unknown:
+            raise ValueError(f"admins {sorted(unknown)} have no key in [server.keys]")
+        return self
+
+
+class EngineConfig(Table):
+    """[engine]: the vLLM that this server starts, or the running one that it attaches to."""
+
+    url: str | None = None
+    """Attach to this vLLM, `http://host:port` or `unix:/path`, instead of starting one. It must see the
+    adapter directory under the same path, and have been started with LoRA updates allowed."""
+    api_key: SecretStr | None = None
+    """Bearer key of an attached vLLM."""
+    max_model_len: int = Field(2048, gt=0)
+    max_loras: int = Field(4, ge=3)
+    """Policies that may be in one batch: live, draining, candidate and base (which is a zero adapter)."""
+    max_cpu_loras: int = Field(8, ge=3)
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
+    tool_call_parser: str = "hermes"
+    """vLLM's name for how this model writes tool calls."""
+    args: list[str] = Field(default=[])
+    """More vLLM arguments, as on its command line. They win over ours, except those that are refused."""
+    env: dict[str, str] = Field(default={})
+    """More environment for vLLM."""
+    start_timeout_s: float = Field(600.0, gt=0)
+    load_timeout_s: float = Field(120.0, gt=0)
+
+    @field_validator("url")
+    @classmethod
+    def _url_form(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"https?://[^/]+$|unix:/.+", url.rstrip("/")):
+            raise ValueError(f"url {url!r} must look like http://127.0.0.1:8000 or unix:/run/vllm.sock")
+        return url.rstrip("/") if url else url
+
+    @model_validator(mode="after")
+    def _guarantees_hold(self) -> Self:
+        if self.max_cpu_loras < self.max_loras:
+            raise ValueError(f"max_cpu_loras ({self.max_cpu_loras}) is below max_loras ({self.max_loras})")
+        refuse_arguments(self.args)
+        refuse_environment(self.env)
+        return self

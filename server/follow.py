@@ -1,0 +1,146 @@
+"""Following the log: what it says is live gets loaded and served, what it releases gets tried and promoted.
+
+`Follower.reconcile` compares what the view says with what is loaded and does what is missing. It looks at
+states, not at news, so a release that passed while this process was down is found like any other.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+
+from buffer.log import BufferError
+from buffer.records import Release, ReleaseRejected
+from buffer.view import Alias, Round
+from server.errors import EngineUnavailable, ReleaseRefused, RequestRefused, ServerError
+from server.gateway import Gateway
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+"""Earlier live policies that stay loaded, so that a rollback is instant."""
+
+RETRY_S = 2.0
+LOOK_AGAIN_S = 30.0
+
+
+def candidate(rounds: Sequence[Round], alias: Alias, rejected: Sequence[int]) -> Release | None:
+    """The release to promote next: the newest that grew from the live policy and was never live or refused.
+
+    After a rollback nothing that grew from the withdrawn policy is one, nor is the withdrawn one itself.
+    """
+    been = {move.version for move in alias.moves}
+    passed = [
+        r.release
+        for r in rounds
+        if r.release is not None and r.ended is not None and r.ended.verdict == "passed"
+        and r.planned.parent == alias.version
+        and r.release.version not in been and r.release.version not in rejected
+    ]  # fmt: skip
+    return max(passed, key=lambda release: release.version, default=None)
+
+
+def kept(alias: Alias) -> list[int]:
+    """The versions that stay loaded, the most recent first: live, the ones before it, and the base."""
+    recent = list(dict.fromkeys([alias.version, *(move.version for move in reversed(alias.moves))]))
+    return [*recent[: 1 + KEPT], 0]
+
+
+class Follower:
+    """Run `run` as a task. It ends by being cancelled."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._failed: dict[int, str] = {}
+        """Versions that could not be loaded here, so that they are not tried again without an end."""
+        self._waits_for = ""
+
+    async def run(self) -> None:
+        """Reconcile at once, at every piece of news, and again after a failure."""
+        while True:
+            heard = self._gateway.news.bell()
+            pause = LOOK_AGAIN_S
+            try:
+                await self.reconcile()
+                self._waits_for = ""
+            except (ServerError, BufferError) as error:
+                if str(error) != self._waits_for:
+                    logger.info("loading policies waits: %s", error)
+                self._waits_for, pause = str(error), RETRY_S
+            except Exception:
+                # The follower must outlive a fault in one release: log it and look again.
+                logger.exception("following the log failed")
+                pause = RETRY_S
+            # not wait_for: before Python 3.12 it loses a cancellation that comes together with the bell
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await heard.wait()
+
+    async def reconcile(self) -> None:
+        """Bring what is served to what the log says. Raises `EngineUnavailable` to be called again later."""
+        gateway = self._gateway
+        gateway.require_engine()
+        alias = await asyncio.to_thread(gateway.alias_now)
+        await self._serve(alias)
+        if gateway.live == alias.version and (release := await asyncio.to_thread(self._candidate, alias)):
+            await self._try(release, alias)
+            alias = await asyncio.to_thread(gateway.alias_now)
+            await self._serve(alias)
+        await self._keep(alias)
+
+    def _candidate(self, alias: Alias) -> Release | None:
+        view = self._gateway.buffer.view
+        return candidate(view.rounds(), alias, list(view.rejected()))
+
+    async def _serve(self, alias: Alias) -> None:
+        """Make the live policy answer here. What answered before goes on until it can."""
+        gateway = self._gateway
+        try:
+            await gateway.install(alias.version)
+        except ReleaseRefused as error:
+            if self._failed.get(alias.version) != error.message:
+                logger.error("the live policy %d cannot be served here: %s", alias.version, error)
+            self._failed[alias.version] = error.message
+            if gateway.live not in gateway.policies.resident:
+                gateway.not_ready = f"the live policy {alias.version} cannot be served: {error.message}"
+                return
+        else:
+            if gateway.live != alias.version:
+                logger.info("serving policy %d instead of %d", alias.version, gateway.live)
+                gateway.live = alias.version
+                gateway.news.ring()  # for who waits until it is served
+        gateway.metrics.live_policy.set(gateway.live)
+        gateway.not_ready = None
+
+    async def _try(self, release: Release, alias: Alias) -> None:
+        gateway, version = self._gateway, release.version
+        try:
+            with gateway.metrics.timed(gateway.metrics.swap_seconds):
+                await gateway.policies.install(release)
+        except ReleaseRefused as error:
+            logger.warning("release %d is refused: %s", version, error)
+            gateway.metrics.releases.labels("refused").inc()
+            await gateway.write([ReleaseRejected(version=version, why=error.message, by=gateway.name)])
+            await gateway.until(lambda: version in gateway.buffer.view.rejected())
+            return
+        gateway.metrics.releases.labels("promoted").inc()
+        try:
+            await gateway.move(version, expected=alias, why="release", by=gateway.name)
+        except RequestRefused as error:
+            logger.info("release %d was overtaken: %s", version, error)
+
+    async def _keep(self, alias: Alias) -> None:
+        """Have the recent policies loaded, so that a rollback is instant, and let go of the others."""
+        gateway, keep = self._gateway, kept(alias)
+        for version in set(gateway.policies.resident) - {*keep, gateway.live}:
+            await gateway.policies.retire(version)
+        for version in keep:
+            if version in self._failed:
+                continue
+            try:
+                await gateway.install(version)
+            except EngineUnavailable:
+                raise
+            except (ReleaseRefused, RequestRefused) as error:
+                logger.warning("policy %d stays unloaded: %s", version, error)
+                self._failed[version] = str(error)

@@ -1,0 +1,180 @@
+"""What every route works with: the parts of one running gateway."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from fastapi import Request
+from pydantic_core import from_json
+
+from buffer.client import Buffer
+from buffer.log import LogUnavailable
+from buffer.records import AliasMoved, Payload, Record, uuid7
+from buffer.view import Alias
+from server import transcript, translate
+from server.config import ServerConfig
+from server.engine import Engine
+from server.errors import EngineUnavailable, RequestRefused
+from server.identity import Keys, Principal, Receipts
+from server.metrics import Metrics
+from server.news import News
+from server.policies import Policies
+
+CONFIRM_S = 15.0
+"""How long an own control record may take to come back from the log."""
+
+
+@dataclass
+class Gateway:
+    """One alias, its engine and its log."""
+
+    alias: str
+    config: ServerConfig
+    engine: Engine
+    policies: Policies
+    buffer: Buffer
+    receipts: Receipts
+    metrics: Metrics
+    news: News
+    name: str = "server"
+    """Who moved the alias, where no person did."""
+    live: int = 0
+    """The version that the alias stands for here: the log's, once the follower has loaded it."""
+    not_ready: str | None = "the log has not been read yet"
+    """Why this gateway is not ready apart from its engine: no policy served, say."""
+    keys: Keys = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keys = Keys(self.config.keys, self.config.admins)
+
+    # --- callers -------------------------------------------------------------------------------------
+
+    def principal(self, request: Request) -> Principal:
+        """Who calls. Raises `RequestRefused` (401) for a stranger."""
+        found = self.keys.principal(request.headers.get("authorization"))
+        if found is None:
+            raise RequestRefused(
+                "no valid API key", "send Authorization: Bearer KEY with a key of [server.keys]",
+                code="invalid_api_key", status=401,
+            )  # fmt: skip
+        return found
+
+    def admin(self, request: Request) -> Principal:
+        """Who calls, if an admin. Raises `RequestRefused` (401, 403)."""
+        found = self.principal(request)
+        if not found.admin:
+            raise RequestRefused(
+                f"{found.name} is not an admin", "admins are listed in [server] admins",
+                code="not_an_admin", status=403,
+            )  # fmt: skip
+        return found
+
+    # --- the log -------------------------------------------------------------------------------------
+
+    async def write(self, payloads: Sequence[Payload], partition_key: str = "") -> None:
+        """Append records atomically; returns once they are on disk. Raises `BufferError`."""
+        await self.append([self.record(one, partition_key) for one in payloads])
+
+    async def append(self, records: Sequence[Record]) -> None:
+        """Append ready-made records. They stay appended if the caller is cancelled meanwhile."""
+        with self.metrics.timed(self.metrics.append_seconds):
+            await asyncio.wrap_future(self.buffer.append(records))
+
+    def record(self, payload: Payload, partition_key: str) -> Record:
+        """Envelope a payload, cut down to the log's limit where it is an exchange's."""
+        return transcript.to_record(
+            payload, time=datetime.now(UTC), randomness=os.urandom(10), partition_key=partition_key
+        )
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until the view says so. Raises `LogUnavailable` when it does not in `CONFIRM_S`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONFIRM_S):
+                while True:
+                    heard = self.news.bell()
+                    if await asyncio.to_thread(holds):
+                        return
+                    await heard.wait()
+        raise LogUnavailable(
+            f"the log took the record but did not bring it back within {CONFIRM_S:.0f} s",
+            "check that the broker can be reached; the record will take effect when it can",
+        )
+
+    # --- policies ------------------------------------------------------------------------------------
+
+    def resolve(self, model: str) -> int:
+        """The version that a model name stands for. Raises `RequestRefused`, `EngineUnavailable`."""
+        version = translate.resolve(model, alias=self.alias, live=self.live, resident=self.policies.resident)
+        if version not in self.policies.resident:
+            raise EngineUnavailable(self.not_ready or f"policy {version} is being loaded")
+        return version
+
+    def alias_now(self) -> Alias:
+        """Where the log says the alias points. Reads the view: not for the event loop."""
+        return self.buffer.view.alias(self.alias)
+
+    async def install(self, version: int) -> None:
+        """Have a policy loaded. Raises `RequestRefused` when there is none, `ReleaseRefused` and so on."""
+        if version in self.policies.resident:
+            return
+        made_by = await asyncio.to_thread(self.buffer.view.release, version)
+        if made_by is None or made_by.release is None:
+            raise no_policy(version)
+        await self.policies.install(made_by.release)
+
+    async def move(
+        self, version: int, *, expected: Alias, why: Literal["release", "promote", "rollback"], by: str
+    ) -> None:
+        """Point the alias elsewhere, unless it has moved since `expected`; returns when the log confirms it.
+
+        Raises `RequestRefused` (409) when another move won, and `BufferError`.
+        """
+        move = AliasMoved(alias=self.alias, version=version, epoch=expected.epoch, why=why, by=by)
+        await self.write([move])
+        await self.until(lambda: self.alias_now().epoch > expected.epoch)
+        won = (await asyncio.to_thread(self.alias_now)).moves[expected.epoch]
+        if won != move:
+            raise RequestRefused(
+                f"{won.by} moved {self.alias} to {won.version:06d} at the same time ({won.why})",
+                "look at GET /v1/policies, then decide again", code="alias_moved", status=409,
+            )  # fmt: skip
+
+    # --- the engine ----------------------------------------------------------------------------------
+
+    def require_engine(self) -> None:
+        """Raises `EngineUnavailable` while vLLM cannot answer."""
+        if self.engine.state != "ready":
+            raise EngineUnavailable(f"the model is not ready: {self.engine.why}", self.engine.hint)
+
+    def require_ready(self) -> None:
+        """Raises `EngineUnavailable` while this gateway should get no requests.
+
+        An engine is ready once the base policy is loaded and warm.
+        """
+        self.require_engine()
+        if self.not_ready is not None:
+            raise EngineUnavailable(self.not_ready)
+
+
+def no_policy(version: int) -> RequestRefused:
+    return RequestRefused(
+        f"there is no policy {version}", "GET /v1/policies lists them", code="policy_not_found", status=404
+    )
+
+
+async def read_json(request: Request) -> Any:
+    """The request's body. Raises `RequestRefused` when it is not JSON as RFC 8259 has it."""
+    try:
+        return from_json(await request.body(), allow_inf_nan=False)
+    except ValueError as error:
+        raise RequestRefused(
+            f"the body is not valid JSON: {error}", "send a JSON object in UTF-8", code="invalid_json"
+        ) from None
+
+
+def new_uuid() -> str:
+    return uuid7(datetime.now(UTC), os.urandom(10))

@@ -1,0 +1,195 @@
+"""`/v1/learning` and `/v1/policies`: what the learner does, what it made, and who decides about it."""
+
+import asyncio
+import time
+from collections import Counter
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict
+
+from buffer.records import LearningSwitched, RoundRequested
+from buffer.view import Alias, Round
+from server.errors import RequestRefused
+from server.gateway import Gateway, new_uuid, no_policy
+
+SILENT_AFTER_S = 60
+"""A learner reports more often than this, whatever it does."""
+
+ROUNDS_SHOWN = 20
+NEVER_HEARD = "no learner has been heard of: start it with `apprentice learn`"
+
+
+class RoundWanted(BaseModel):
+    """Body of `POST /v1/learning/rounds`: what to learn beside what is accepted."""
+
+    model_config = ConfigDict(extra="forbid")
+    include: list[Literal["held", "refused"]] = []
+
+
+class Switch(BaseModel):
+    """Body of pause and resume."""
+
+    model_config = ConfigDict(extra="forbid")
+    why: str = ""
+
+
+def learning_router(gateway: Gateway) -> APIRouter:
+    routes = APIRouter(prefix="/v1/learning", tags=["learning"])
+
+    @routes.get("", summary="What the learner does, and why it does not train when it does not")
+    async def learning(request: Request) -> dict[str, Any]:
+        gateway.principal(request)
+        return await asyncio.to_thread(describe_learning, gateway, time.time())
+
+    @routes.post("/rounds", status_code=202, summary="Ask for a round now")
+    async def ask_for_round(request: Request, wanted: RoundWanted | None = None) -> dict[str, Any]:
+        by = gateway.admin(request)
+        asked = RoundRequested(
+            request_id=f"round-request-{new_uuid()}", by=by.name, include=wanted.include if wanted else []
+        )
+        await gateway.write([asked])
+        return {"id": asked.request_id, "object": "round.requested", "include": asked.include}
+
+    async def switch(request: Request, why: Switch | None, *, paused: bool) -> dict[str, Any]:
+        by = gateway.admin(request)
+        await gateway.write([LearningSwitched(paused=paused, by=by.name, why=why.why if why else "")])
+        await gateway.until(lambda: (gateway.buffer.view.paused() is not None) is paused)
+        return await asyncio.to_thread(describe_learning, gateway, time.time())
+
+    @routes.post("/pause", summary="Start no further round; one that runs finishes")
+    async def pause(request: Request, why: Switch | None = None) -> dict[str, Any]:
+        return await switch(request, why, paused=True)
+
+    @routes.post("/resume", summary="Learn again")
+    async def resume(request: Request, why: Switch | None = None) -> dict[str, Any]:
+        return await switch(request, why, paused=False)
+
+    return routes
+
+
+def policies_router(gateway: Gateway) -> APIRouter:
+    routes = APIRouter(prefix="/v1/policies", tags=["policies"])
+
+    @routes.get("", summary="All policies and where they come from")
+    async def policies(request: Request) -> dict[str, Any]:
+        gateway.principal(request)
+        return {"object": "list", "data": await asyncio.to_thread(describe_policies, gateway)}
+
+    async def move(
+        request: Request, version: int | None, why: Literal["promote", "rollback"]
+    ) -> dict[str, Any]:
+        by = gateway.admin(request)
+        alias = await asyncio.to_thread(gateway.alias_now)
+        to = alias.previous if version is None else version
+        if to is None:
+            raise RequestRefused(
+                "there is no earlier policy to roll back to", "nothing but the base has been live",
+                code="nothing_to_roll_back", status=409,
+            )  # fmt: skip
+        if to != alias.version:
+            await gateway.install(to)
+            await gateway.move(to, expected=alias, why=why, by=by.name)
+            await gateway.until(lambda: gateway.live == to or gateway.alias_now().version != to)
+        return {"object": "alias", "id": gateway.alias, "version": to, "was": alias.version, "why": why}
+
+    @routes.post("/rollback", summary="Back to the policy that was live before")
+    async def rollback(request: Request) -> dict[str, Any]:
+        return await move(request, None, "rollback")
+
+    @routes.post("/{version}/promote", summary="Make a policy live")
+    async def promote(request: Request, version: int) -> dict[str, Any]:
+        return await move(request, version, "promote")
+
+    @routes.get("/{version}", summary="One policy: parent, round, records, config, evaluation, verdict")
+    async def policy(request: Request, version: int) -> dict[str, Any]:
+        gateway.principal(request)
+        for one in await asyncio.to_thread(describe_policies, gateway, details=True):
+            if one["version"] == version:
+                return one
+        raise no_policy(version)
+
+    return routes
+
+
+def describe_learning(gateway: Gateway, now: float) -> dict[str, Any]:
+    """The learner's last word, and what waits for it. Reads the view."""
+    view = gateway.buffer.view
+    statuses = Counter(feedback.fate.status for feedback in view.all_feedback())
+    rounds = view.rounds()
+    ended = next((r for r in reversed(rounds) if r.ended is not None), None)
+    heard, paused = view.report(), view.paused()
+    told: dict[str, Any] = {"state": None, "why": NEVER_HEARD}
+    if heard is not None:
+        report, at = heard
+        told = report.model_dump() | {"reported": int(at)}
+        silent = int(now - at)
+        if silent > SILENT_AFTER_S and report.state not in ("stopped", "failed"):
+            told |= {
+                "state": "silent",
+                "why": f"the learner has not been heard of for {silent} s: is it running? "
+                "start it with `apprentice learn`",
+            }
+    return {
+        "object": "learning",
+        **told,
+        "paused": paused is not None,
+        "paused_by": paused.by if paused is not None else None,
+        "feedback": dict(statuses),
+        "pending": statuses["received"] + statuses["accepted"],
+        "requests": [asked.request_id for asked in view.requests()],
+        "last_round": describe_round(ended) if ended is not None else None,
+        "rounds": [describe_round(r) for r in reversed(rounds[-ROUNDS_SHOWN:])],
+    }
+
+
+def describe_round(one: Round) -> dict[str, Any]:
+    planned, ended = one.planned, one.ended
+    return {
+        "round": planned.round,
+        "parent": planned.parent,
+        "lessons": len(planned.lessons),
+        "replay": len(planned.replay),
+        "started": int(one.planned_at),
+        "ended": int(one.ended_at) if one.ended_at is not None else None,
+        "verdict": ended.verdict if ended is not None else None,
+        "reasons": ended.reasons if ended is not None else [],
+        "evaluation": ended.evaluation if ended is not None else {},
+        "policy": one.release.version if one.release is not None else None,
+    }
+
+
+def describe_policies(gateway: Gateway, *, details: bool = False) -> list[dict[str, Any]]:
+    """Every policy, oldest first, beginning with the base. Reads the view."""
+    view, alias = gateway.buffer.view, gateway.alias_now()
+    rejected, resident = view.rejected(), gateway.policies.resident
+    base: dict[str, Any] = {"parent": None, "round": None, "verdict": None}
+    found = [_policy(gateway, 0, alias, resident=0 in resident) | base]
+    for one in view.rounds():
+        if one.release is None or one.ended is None:
+            continue
+        version, planned = one.release.version, one.planned
+        policy = _policy(gateway, version, alias, resident=version in resident)
+        policy |= describe_round(one) | {
+            "digest": one.release.digest,
+            "directory": one.release.directory,
+            "rejected": rejected.get(version),
+        }
+        if details:
+            policy |= {
+                "lessons": planned.lessons, "replay": planned.replay, "config": planned.config,
+                "seed": planned.seed, "base": planned.base,
+            }  # fmt: skip
+        found.append(policy)
+    return found
+
+
+def _policy(gateway: Gateway, version: int, alias: Alias, *, resident: bool) -> dict[str, Any]:
+    return {
+        "id": f"{gateway.alias}@{version:06d}",
+        "object": "policy",
+        "version": version,
+        "live": version == alias.version,
+        "resident": resident,
+        "moves": [m.model_dump(exclude={"alias"}) for m in alias.moves if m.version == version],
+    }

@@ -1,0 +1,138 @@
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+
+import pytest
+
+from buffer.client import Buffer
+from buffer.log import LogFull, LogUnavailable
+from buffer.memory import MemoryLog
+from buffer.records import AliasMoved, ExchangeOpened, Payload, Positions, Record
+from buffer.view import View
+
+
+def opened(completion_id: str) -> ExchangeOpened:
+    return ExchangeOpened(
+        completion_id=completion_id, principal="p", conversation="c", endpoint="chat", policy=0, request={}
+    )
+
+
+def moved(epoch: int) -> AliasMoved:
+    return AliasMoved(alias="a", version=epoch + 1, epoch=epoch, why="promote", by="op")
+
+
+class Heard:
+    """Collects news and waits for it."""
+
+    def __init__(self) -> None:
+        self.payloads: list[Payload] = []
+        self._more = threading.Condition()
+        self.fail = False
+
+    def __call__(self, payloads: list[Payload]) -> None:
+        with self._more:
+            if self.fail:
+                self.fail = False
+                raise RuntimeError("a listener's fault")
+            self.payloads += payloads
+            self._more.notify_all()
+
+    def wait_for(self, count: int) -> None:
+        with self._more:
+            assert self._more.wait_for(lambda: len(self.payloads) >= count, 20)
+
+
+class FlakyLog(MemoryLog):
+    """Refuses to be written, or read, while told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = False
+        self.unreadable = 0
+
+    def append(self, records: Sequence[Record]) -> "Future[None]":
+        if self.full:
+            refused: Future[None] = Future()
+            refused.set_exception(LogFull("no space"))
+            return refused
+        return super().append(records)
+
+    def read(
+        self, positions: Positions, *, limit: int = 500, wait_s: float = 0.0
+    ) -> tuple[list[Record], Positions]:
+        if self.unreadable:
+            self.unreadable -= 1
+            raise LogUnavailable("away")
+        return super().read(positions, limit=limit, wait_s=wait_s)
+
+
+@pytest.fixture
+def log() -> FlakyLog:
+    return FlakyLog()
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def buffer(log: FlakyLog, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Buffer]:
+    monkeypatch.setattr("buffer.client.RETRY_S", 0.01)
+    buffer = Buffer(log, View(":memory:"), heard)
+    yield buffer
+    buffer.close()
+
+
+def test_starting_catches_up_first(log: FlakyLog, buffer: Buffer) -> None:
+    other = Buffer(log, View(":memory:"))
+    for number in range(1200):
+        other.write([opened(f"c-{number}")]).result()
+    buffer.start()
+    assert buffer.view.exchange("c-1199") is not None
+    other.view.close()
+
+
+def test_what_was_written_can_be_read_as_soon_as_it_is_durable(buffer: Buffer) -> None:
+    buffer.write([opened("c-1")], "key").result()
+    assert buffer.view.exchange("c-1") is not None
+    (record,) = buffer.log.read({})[0]
+    assert record.partition_key == "key"
+
+
+def test_a_refused_write_is_not_visible(log: FlakyLog, buffer: Buffer) -> None:
+    log.full = True
+    with pytest.raises(LogFull):
+        buffer.write([opened("c-1")]).result()
+    assert buffer.view.exchange("c-1") is None
+
+
+def test_news_comes_once_and_the_view_knows_it_already(buffer: Buffer, heard: Heard) -> None:
+    buffer.start()
+    buffer.write([moved(0), moved(1)]).result()
+    heard.wait_for(2)
+    assert heard.payloads == [moved(0), moved(1)]
+    assert buffer.view.alias("a").version == 2
+
+
+def test_following_outlives_a_log_that_is_away(log: FlakyLog, buffer: Buffer, heard: Heard) -> None:
+    buffer.start()
+    log.unreadable = 3
+    buffer.write([moved(0)]).result()
+    heard.wait_for(1)
+
+
+def test_following_outlives_a_listener_that_fails(buffer: Buffer, heard: Heard) -> None:
+    buffer.start()
+    heard.fail = True
+    buffer.write([moved(0)]).result()
+    buffer.write([moved(1)]).result()
+    heard.wait_for(1)
+    assert buffer.view.alias("a").version == 2
+
+
+def test_starting_says_when_the_log_is_away_and_can_be_tried_again(log: FlakyLog, buffer: Buffer) -> None:
+    log.unreadable = 1
+    with pytest.raises(LogUnavailable):
+        buffer.start()
+    buffer.start()

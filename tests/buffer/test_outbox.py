@@ -1,0 +1,70 @@
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from buffer.journal import Journal
+from buffer.outbox import Outbox
+from tests.buffer.conftest import START, ids, make
+
+LATER = START + timedelta(days=1)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path / "journal.db")
+    journal.append([make(number) for number in range(10)]).result()
+    yield journal
+    journal.close()
+
+
+def test_what_is_relayed_is_pending_no_more(journal: Journal) -> None:
+    outbox = Outbox(journal, "here")
+    first = outbox.pending(4)
+    assert ids(first) == ids([make(number) for number in range(4)])
+    outbox.advance(first[-1].sequence)
+    assert ids(outbox.pending(100)) == ids([make(number) for number in range(4, 10)])
+
+
+def test_the_watermark_survives_and_never_goes_back(journal: Journal, tmp_path: Path) -> None:
+    Outbox(journal, "here").advance(7)
+    Outbox(journal, "here").advance(3)
+    again = Journal(tmp_path / "journal.db")
+    assert Outbox(again, "here").relayed() == 7
+    again.close()
+
+
+def test_another_target_starts_from_the_oldest_record(journal: Journal) -> None:
+    Outbox(journal, "here").advance(7)
+    assert len(Outbox(journal, "there").pending(100)) == 10
+
+
+def test_only_what_was_relayed_and_is_old_is_forgotten(journal: Journal) -> None:
+    outbox = Outbox(journal, "here")
+    outbox.advance(6)
+    assert outbox.prune(START) == 0
+    assert outbox.prune(LATER) == 6
+    assert ids(journal.read({})[0]) == ids([make(number) for number in range(6, 10)])
+
+
+def test_sequences_go_on_after_everything_was_forgotten(journal: Journal) -> None:
+    outbox = Outbox(journal, "here")
+    outbox.advance(10)
+    assert outbox.prune(LATER) == 10
+    ends = journal.ends()
+    journal.append([make(10)]).result()
+    records, _ = journal.read(ends)
+    assert [(record.id, record.sequence) for record in records] == [("exchanges-10", 11)]
+
+
+def test_what_was_set_aside_stays_with_its_reason_until_it_is_erased(journal: Journal) -> None:
+    outbox = Outbox(journal, "here")
+    outbox.set_aside(3, "too large")
+    outbox.advance(10)
+    outbox.prune(LATER)
+    ((record, reason),) = outbox.poisoned()
+    assert (record.id, reason) == ("exchanges-2", "too large")
+    journal.append([record.tombstone(START)]).result()
+    ((record, _),) = outbox.poisoned()
+    assert record.data is None

@@ -1,0 +1,358 @@
+"""The relay against a real broker: what it promises when something breaks."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buffer.binding import partition_of
+from buffer.config import BufferConfig, KafkaConfig
+from buffer.journal import Journal
+from buffer.kafka import KafkaLog
+from buffer.log import LogMisconfigured, LogUnavailable
+from buffer.outbox import Outbox
+from buffer.records import STREAMS, Positions, Record
+from buffer.relay import plan_flight
+from buffer.topics import FLIGHT_BYTES, ensure_topics, settings_of, topic_of
+from tests.buffer.conftest import START, ids, kafka_settings, make, read_until
+from tests.kafka_broker import HOW_TO_GET_ONE, Broker, kafka_home
+
+kafka = pytest.mark.kafka
+RunRelay = Callable[[Path, BufferConfig], None]
+
+
+# --- planning ------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(STREAMS),
+            st.sampled_from("abcdef"),
+            st.sampled_from([10, 10_000, 90_000, 400_000]),
+        ),
+        min_size=1,
+        max_size=60,
+    )
+)
+def test_a_flight_is_a_prefix_with_one_batch_per_partition(shapes: list[tuple[str, str, int]]) -> None:
+    config = KafkaConfig(partitions=3)
+    records = [
+        make(number, key=key, stream=stream, data=b"x" * size)  # type: ignore[arg-type]
+        for number, (stream, key, size) in enumerate(shapes)
+    ]
+    flight = plan_flight(records, config)
+    assert [record for record, _, _ in flight] == records[: len(flight)]
+    assert flight, "nothing would ever be sent"
+    parts: dict[tuple[str, int], list[int]] = {}
+    for record, message, partition in flight:
+        count = 3 if record.stream in ("exchanges", "feedback") else 1
+        assert partition == partition_of(record.partition_key, count)
+        parts.setdefault((record.stream, partition), []).append(message.size())
+    assert all(len(sizes) == 1 or sum(sizes) <= FLIGHT_BYTES for sizes in parts.values())
+
+
+# --- the process ---------------------------------------------------------------------------------------
+
+
+def configure(directory: Path, settings: BufferConfig) -> None:
+    (directory / "apprentice.toml").write_text(
+        f'[buffer]\nbackend = "{settings.backend}"\n[buffer.kafka]\n'
+        f"bootstrap_servers = {settings.kafka.bootstrap_servers!r}\n"
+        f'topic_prefix = "{settings.kafka.topic_prefix}"\npartitions = {settings.kafka.partitions}\n'
+    )
+
+
+@contextmanager
+def relay_process(directory: Path, *, ready: bool = True) -> Iterator[subprocess.Popen[str]]:
+    """`python -m buffer` in that directory, once it is ready."""
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "buffer"],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr if ready else ():
+            if "ready" in line:
+                break
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@kafka
+def test_a_relay_that_is_killed_loses_nothing_and_repeats_in_order(
+    tmp_path: Path, settings: BufferConfig
+) -> None:
+    configure(tmp_path, settings)
+    journal = Journal(tmp_path / ".apprentice" / "journal.db")
+    with relay_process(tmp_path):
+        pass  # makes the topics
+    log = KafkaLog(journal, settings.kafka, name="test")
+    records: list[Record] = []
+    positions: Positions = {}
+    for attempt in range(4):
+        for number in range(500):
+            journal.append([make(1000 * attempt + number, key=f"key-{number % 11}", data=b"x" * 2000)])
+        with relay_process(tmp_path):
+            some, positions = read_until(log, 100, positions)
+            records += some  # then it is killed, somewhere on its way
+    with relay_process(tmp_path):
+        some, _ = read_until(
+            log, lambda more: len({r.sequence for r in (*records, *more)}) == 2000, positions
+        )
+        records += some
+    log.close()
+
+    # read as the view reads: a record at or below the watermark of its source and partition is a repetition
+    watermarks: dict[tuple[str, int], int] = {}
+    kept: list[Record] = []
+    for record in records:
+        part = (record.source, partition_of(record.partition_key, settings.kafka.partitions))
+        if record.sequence > watermarks.get(part, 0):
+            watermarks[part] = record.sequence
+            kept.append(record)
+    assert len(kept) == 2000
+    for key in {record.partition_key for record in kept}:
+        mine = [record.time for record in kept if record.partition_key == key]
+        assert mine == sorted(mine)
+
+
+@kafka
+def test_a_repetition_is_known_by_source_and_sequence(
+    tmp_path: Path, settings: BufferConfig, run_relay: RunRelay
+) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    journal.append([make(number) for number in range(5)]).result()
+    run_relay(tmp_path / "journal.db", settings)
+    log = KafkaLog(journal, settings.kafka, name="test")
+    first, positions = read_until(log, 5)
+    journal.commit(lambda db: db.execute("DELETE FROM relayed")).result()  # as if it died before noting it
+    again, _ = read_until(log, 5, positions)
+    log.close()
+    assert again == first
+
+
+@kafka
+def test_the_journal_forgets_what_the_broker_has_had_for_long(
+    tmp_path: Path, settings: BufferConfig, run_relay: RunRelay
+) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    old, new = make(1), replace(make(2), time=datetime.now(UTC))
+    journal.append([old, new]).result()
+    for _ in range(2):  # the second one finds them relayed
+        run_relay(tmp_path / "journal.db", settings)
+        log = KafkaLog(Journal(tmp_path / "journal.db"), settings.kafka, name="test")
+        records, _ = read_until(log, 2)
+        log.close()
+    for _ in range(1000):
+        if len(kept := ids(journal.read({})[0])) == 1:
+            break
+        time.sleep(0.01)
+    journal.close()
+    assert kept == [new.id]
+    assert ids(records) == [old.id, new.id]
+
+
+@kafka
+def test_a_signal_drains(tmp_path: Path, settings: BufferConfig) -> None:
+    configure(tmp_path, settings)
+    with relay_process(tmp_path) as process:
+        journal = Journal(tmp_path / ".apprentice" / "journal.db")
+        journal.append([make(number, data=b"x" * 1000) for number in range(3000)]).result()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+    assert process.stderr is not None
+    log = KafkaLog(journal, settings.kafka, name="test")
+    records, _ = read_until(log, 3000)
+    log.close()
+    assert len(records) == 3000
+
+
+@kafka
+def test_there_is_one_relay_per_journal(tmp_path: Path, settings: BufferConfig) -> None:
+    configure(tmp_path, settings)
+    with relay_process(tmp_path), relay_process(tmp_path, ready=False) as second:
+        assert second.wait() == 1
+
+
+def test_the_embedded_log_needs_no_relay(tmp_path: Path) -> None:
+    configure(tmp_path, BufferConfig())
+    with relay_process(tmp_path, ready=False) as process:
+        assert process.wait() == 0
+        assert process.stderr is not None
+        assert "nothing to relay" in process.stderr.read()
+
+
+def test_a_wrong_configuration_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "apprentice.toml").write_text('[buffer]\nbackned = "kafka"\n')
+    with relay_process(tmp_path, ready=False) as process:
+        assert process.wait() == 2
+        assert process.stderr is not None
+        assert "did you mean backend?" in process.stderr.read()
+
+
+# --- the broker ----------------------------------------------------------------------------------------
+
+
+@kafka
+def test_a_broker_outage_fails_no_append_and_is_caught_up(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, run_relay: RunRelay
+) -> None:
+    home = kafka_home()
+    if home is None:
+        pytest.skip(HOW_TO_GET_ONE)
+    with Broker(home, tmp_path_factory.mktemp("kafka")) as broker:
+        settings = kafka_settings(broker.bootstrap)
+        run_relay(tmp_path / "journal.db", settings)
+        log = KafkaLog(Journal(tmp_path / "journal.db"), settings.kafka, name="test")
+        records: list[Record] = []
+        positions: Positions = {}
+        for outage in range(2):
+            log.append([make(100 * outage + number) for number in range(50)]).result()
+            some, positions = read_until(log, 50, positions)
+            records += some
+            broker.kill()
+            log.append([make(100 * outage + number) for number in range(50, 100)]).result()
+            broker.start()
+        some, _ = read_until(log, lambda more: len({*ids(records), *ids(more)}) == 200, positions)
+        log.close()
+    unique = dict.fromkeys(ids(records + some))
+    assert list(unique) == ids([make(number) for number in range(200)])
+
+
+def test_reading_without_a_broker_is_unavailable_and_appending_works(tmp_path: Path) -> None:
+    config = KafkaConfig(bootstrap_servers=["127.0.0.1:9"], client={"bootstrap_timeout_ms": 300})
+    log = KafkaLog(Journal(tmp_path / "journal.db"), config, name="test")
+    log.append([make(1)]).result()
+    before = threading.active_count()
+    for _ in range(2):
+        with pytest.raises(LogUnavailable, match=re.escape("127.0.0.1:9")):
+            log.read({})
+    assert threading.active_count() == before, "failed attempts pile up"
+    log.close()
+
+
+def test_a_client_setting_that_does_not_exist_is_a_misconfiguration(tmp_path: Path) -> None:
+    log = KafkaLog(Journal(tmp_path / "journal.db"), KafkaConfig(client={"ssl_cafil": "x"}), name="test")
+    with pytest.raises(LogMisconfigured, match="ssl_cafil"):
+        log.read({})
+    log.close()
+
+
+@kafka
+def test_reading_before_the_topics_exist_names_the_relay(tmp_path: Path, settings: BufferConfig) -> None:
+    log = KafkaLog(Journal(tmp_path / "journal.db"), settings.kafka, name="test")
+    with pytest.raises(LogUnavailable) as caught:
+        log.read({})
+    assert "python -m buffer" in caught.value.hint
+    log.close()
+
+
+@kafka
+def test_a_record_that_the_broker_refuses_is_set_aside(
+    tmp_path: Path, settings: BufferConfig, run_relay: RunRelay
+) -> None:
+    create_topic(settings.kafka, settings.kafka.partitions, {"max.message.bytes": str(FLIGHT_BYTES + 1000)})
+    journal = Journal(tmp_path / "journal.db")
+    journal.append([make(1, data=b"x" * 400_000), make(2), make(3, data=b"x" * 400_000)]).result()
+    journal.append([make(number) for number in range(4, 10)]).result()
+    run_relay(tmp_path / "journal.db", settings)
+    log = KafkaLog(journal, settings.kafka, name="test")
+    records, _ = read_until(log, lambda records: "exchanges-9" in ids(records))
+    target = f"{ensure_topics(settings.kafka, name='test')}/{settings.kafka.topic_prefix}"
+    poisoned = Outbox(journal, target).poisoned()
+    log.close()
+    assert [record.id for record, _ in poisoned] == ["exchanges-1", "exchanges-3"]
+    assert all("MessageSizeTooLarge" in reason for _, reason in poisoned)
+    assert set(ids(records)) == {f"exchanges-{number}" for number in (2, *range(4, 10))}
+
+
+@kafka
+def test_other_peoples_messages_are_passed_over(
+    tmp_path: Path, settings: BufferConfig, run_relay: RunRelay
+) -> None:
+    from kafka import KafkaProducer
+
+    run_relay(tmp_path / "journal.db", settings)
+    producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
+    producer.send(topic_of(settings.kafka, "control"), key=b"k", value=b"hello").get(30)
+    producer.close()
+    log = KafkaLog(Journal(tmp_path / "journal.db"), settings.kafka, name="test")
+    log.append([make(1, stream="control")]).result()
+    records, positions = read_until(log, 1)
+    assert ids(records) == ["control-1"]
+    assert positions["control"] == {0: 2}
+    log.close()
+
+
+def create_topic(config: KafkaConfig, partitions: int, changes: dict[str, str]) -> None:
+    from kafka import KafkaAdminClient
+    from kafka.admin import NewTopic
+
+    admin = KafkaAdminClient(bootstrap_servers=config.bootstrap_servers)
+    topic = NewTopic(
+        topic_of(config, "exchanges"), partitions, 1, topic_configs=settings_of(config, "exchanges") | changes
+    )
+    admin.create_topics([topic])
+    admin.wait_for_topics([topic.name])
+    admin.close()
+
+
+@kafka
+@pytest.mark.parametrize(
+    ("partitions", "changes", "hint"),
+    [
+        (5, {}, "set partitions = 5 in [buffer.kafka]"),
+        (3, {"cleanup.policy": "delete"}, "cleanup.policy=compact"),
+        (3, {"max.message.bytes": "1000"}, "max.message.bytes=1048588"),
+    ],
+)
+def test_topics_that_contradict_the_settings_stop_the_relay(
+    settings: BufferConfig, partitions: int, changes: dict[str, str], hint: str
+) -> None:
+    create_topic(settings.kafka, partitions, changes)
+    with pytest.raises(LogMisconfigured) as caught:
+        ensure_topics(settings.kafka, name="test")
+    assert hint in caught.value.hint
+
+
+@kafka
+def test_compaction_takes_the_record_and_leaves_the_rest(
+    tmp_path: Path, settings: BufferConfig, run_relay: RunRelay
+) -> None:
+    quick = {"segment.ms": "200", "max.compaction.lag.ms": "200", "min.cleanable.dirty.ratio": "0"}
+    create_topic(settings.kafka, settings.kafka.partitions, quick)
+    run_relay(tmp_path / "journal.db", settings)
+    log = KafkaLog(Journal(tmp_path / "journal.db"), settings.kafka, name="test")
+    record = make(0, key="key", data=b"a secret")
+    log.append([record, make(1, key="key")]).result()
+    read_until(log, 2)  # else the journal erases it before the broker has it
+    log.append([record.tombstone(START)]).result()
+    for number in range(2, 400):  # a segment ends when a record comes after its time
+        log.append([make(number, key="key")]).result()
+        records, _ = read_until(log, lambda records, last=f"exchanges-{number}": last in ids(records))  # type: ignore[misc]
+        if all(each.data is None for each in records if each.id == record.id):
+            break
+    found = ids(records)
+    assert b"a secret" not in [each.data for each in records]
+    assert "exchanges-1" in found
+    log.close()

@@ -1,0 +1,426 @@
+import itertools
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buffer.memory import MemoryLog
+from buffer.records import (
+    AliasMoved,
+    Choice,
+    Decision,
+    ExchangeClosed,
+    ExchangeErased,
+    ExchangeOpened,
+    FeedbackGiven,
+    FeedbackTriaged,
+    FeedbackWithdrawn,
+    LearnerReported,
+    LearningSwitched,
+    Message,
+    Payload,
+    Record,
+    Release,
+    ReleaseRejected,
+    RoundEnded,
+    RoundPlanned,
+    RoundRequested,
+)
+from buffer.view import View
+from tests.buffer.conftest import START
+
+CLOCK = itertools.count()
+
+
+class Written:
+    """A log and its view, one record at a time."""
+
+    def __init__(self) -> None:
+        self.log = MemoryLog()
+        self.view = View(":memory:")
+
+    def write(self, *payloads: Payload) -> list[Record]:
+        records = [envelope(payload) for payload in payloads]
+        self.append(records)
+        return records
+
+    def append(self, records: Sequence[Record]) -> None:
+        self.log.append(records).result()
+        self.follow()
+
+    def follow(self) -> list[Payload]:
+        records, positions = self.log.read(self.view.positions())
+        return self.view.apply(records, positions)
+
+    def status(self, feedback_id: str) -> str:
+        found = self.view.feedback(feedback_id)
+        assert found is not None
+        return found.fate.status
+
+
+def envelope(payload: Payload) -> Record:
+    time = START + timedelta(milliseconds=next(CLOCK))
+    return Record.of(payload, time=time, randomness=os.urandom(10), partition_key="c")
+
+
+@pytest.fixture
+def log() -> Iterator[Written]:
+    written = Written()
+    yield written
+    written.view.close()
+
+
+def opened(
+    completion_id: str, question: str = "What?", principal: str = "ann", **more: Any
+) -> ExchangeOpened:
+    request = {"model": "apprentice", "messages": [{"role": "user", "content": question}], **more}
+    return ExchangeOpened(
+        completion_id=completion_id, principal=principal, conversation="c", endpoint="chat", policy=0,
+        request=request,
+    )  # fmt: skip
+
+
+def closed(completion_id: str, text: str = "That.") -> ExchangeClosed:
+    choice = Choice(message=Message(role="assistant", content=text), token_ids=[1, 2], logprobs=[-0.5, -1.5])
+    return ExchangeClosed(completion_id=completion_id, status="complete", choices=[choice])
+
+
+def correction(feedback_id: str, completion_id: str, principal: str = "ann", **more: Any) -> FeedbackGiven:
+    given: dict[str, Any] = {"kind": "correction", "text": "This.", **more}
+    return FeedbackGiven(feedback_id=feedback_id, principal=principal, completion_id=completion_id, **given)
+
+
+def triaged(feedback_id: str, status: Literal["accepted", "quarantined", "skipped"]) -> FeedbackTriaged:
+    return FeedbackTriaged(decisions=[Decision(feedback_id=feedback_id, status=status, reason="because")])
+
+
+def planned(round_: int, parent: int, *lessons: str, requests: list[str] | None = None) -> RoundPlanned:
+    return RoundPlanned(
+        round=round_,
+        parent=parent,
+        lessons=list(lessons),
+        seed=1,
+        base="b",
+        config={},
+        requests=requests or [],
+    )
+
+
+def passed(round_: int) -> RoundEnded:
+    release = Release(version=round_, digest="d" * 64, directory=f"{round_:06d}-{'d' * 12}")
+    return RoundEnded(round=round_, verdict="passed", release=release)
+
+
+def moved(version: int, epoch: int, why: Literal["release", "promote", "rollback"] = "release") -> AliasMoved:
+    return AliasMoved(alias="apprentice", version=version, epoch=epoch, why=why, by="op")
+
+
+# --- exchanges ---------------------------------------------------------------------------------------
+
+
+def test_an_exchange_is_found_whole(log: Written) -> None:
+    log.write(opened("c-1"))
+    unfinished = log.view.exchange("c-1")
+    assert unfinished is not None and unfinished.closed is None
+    log.write(closed("c-1"))
+    assert log.view.exchange("c-1") is not None
+    found = log.view.exchange("c-1")
+    assert found is not None and found.closed == closed("c-1")
+    assert found.opened == opened("c-1")
+
+
+def test_an_end_without_a_beginning_is_not_an_exchange(log: Written) -> None:
+    log.write(closed("c-1"))
+    assert log.view.exchange("c-1") is None
+    assert log.view.exchanges(None, limit=10) == []
+
+
+def test_exchanges_are_listed_by_time_within_their_principal(log: Written) -> None:
+    log.write(*(opened(f"c-{i}", principal="ann" if i != 2 else "ben") for i in range(5)))
+
+    def listed(principal: str | None, **how: Any) -> list[str]:
+        return [e.opened.completion_id for e in log.view.exchanges(principal, **how)]
+
+    assert listed("ann", limit=10) == ["c-0", "c-1", "c-3", "c-4"]
+    assert listed("ann", limit=2, after="c-1") == ["c-3", "c-4"]
+    assert listed("ann", limit=2, newest_first=True) == ["c-4", "c-3"]
+    assert listed("ann", limit=9, after="c-3", newest_first=True) == ["c-1", "c-0"]
+    assert listed(None, limit=10) == [f"c-{i}" for i in range(5)]
+    assert listed("ann", limit=10, after="unknown") == []
+
+
+def test_an_erased_exchange_takes_its_feedback_with_it(log: Written) -> None:
+    log.write(opened("c-1"), closed("c-1"), correction("fb-1", "c-1"), opened("c-2"))
+    log.append([envelope(ExchangeErased(completion_id="c-1", by="ann")), *log.view.tombstones("c-1", START)])
+    assert log.view.exchange("c-1") is None
+    assert log.status("fb-1") == "erased"
+    found = log.view.feedback("fb-1")
+    assert found is not None and found.given is None and found.principal == "ann"
+    assert [e.opened.completion_id for e in log.view.exchanges(None, limit=9)] == ["c-2"]
+    remaining = [r.type for r in log.log.read({})[0] if r.data is not None]
+    assert remaining == [ExchangeOpened.type, ExchangeErased.type]
+
+
+def test_what_comes_after_the_erasure_stays_erased(log: Written) -> None:
+    log.write(ExchangeErased(completion_id="c-1", by="ann"))
+    log.write(opened("c-1"), closed("c-1"), correction("fb-1", "c-1"))
+    assert log.view.exchange("c-1") is None
+    assert log.status("fb-1") == "erased"
+
+
+def test_a_tombstone_alone_erases_too(log: Written) -> None:
+    records = log.write(opened("c-1"), correction("fb-1", "c-1"))
+    log.append([records[1].tombstone(START)])
+    assert log.status("fb-1") == "erased"
+    assert log.view.exchange("c-1") is not None
+    log.append([records[0].tombstone(START)])
+    assert log.view.exchange("c-1") is None
+
+
+def test_nothing_of_an_erased_text_is_left_in_the_file(tmp_path: Path) -> None:
+    written, path = Written(), tmp_path / "view.db"
+    written.view = View(path)
+    written.write(opened("c-1", question="xyzzy-secret"), correction("fb-1", "c-1", text="xyzzy-secret"))
+    written.append(
+        [envelope(ExchangeErased(completion_id="c-1", by="ann")), *written.view.tombstones("c-1", START)]
+    )
+    assert all(b"xyzzy-secret" not in file.read_bytes() for file in tmp_path.iterdir())
+    written.view.close()
+
+
+# --- feedback ----------------------------------------------------------------------------------------
+
+
+def test_feedback_may_come_before_its_exchange(log: Written) -> None:
+    log.write(correction("fb-1", "c-1"), correction("fb-2", "c-2"))
+    assert [f.feedback_id for f in log.view.untriaged()] == ["fb-1", "fb-2"]
+    log.write(opened("c-1"), opened("c-2"))
+    assert log.status("fb-1") == "superseded"
+    found = log.view.feedback("fb-1")
+    assert found is not None and found.fate.by == "fb-2"
+
+
+def test_only_the_same_question_of_the_same_principal_is_superseded(log: Written) -> None:
+    log.write(opened("c-1"), opened("c-2", "Else?"), opened("c-3", principal="ben"), opened("c-4", n=2))
+    log.write(correction("fb-1", "c-1"), correction("fb-2", "c-2"), correction("fb-3", "c-3", "ben"))
+    assert [log.status(f"fb-{i}") for i in (1, 2, 3)] == ["received"] * 3
+    log.write(correction("fb-4", "c-4"))
+    assert log.status("fb-1") == "superseded"
+
+
+def test_a_rating_supersedes_nothing_and_is_not_superseded(log: Written) -> None:
+    log.write(opened("c-1"), correction("fb-1", "c-1"))
+    log.write(correction("fb-2", "c-1", kind="rating", text=None, value=1.0), correction("fb-3", "c-1"))
+    assert log.status("fb-2") == "received"
+    assert log.status("fb-1") == "superseded"
+
+
+@pytest.mark.parametrize("undone", ["withdrawn", "quarantined", "erased"])
+def test_a_later_correction_that_falls_away_gives_the_earlier_one_back(log: Written, undone: str) -> None:
+    log.write(opened("c-1"))
+    log.write(correction("fb-1", "c-1"))
+    (later,) = log.write(correction("fb-2", "c-1"))
+    if undone == "withdrawn":
+        log.write(FeedbackWithdrawn(feedback_id="fb-2", by="ann"))
+    elif undone == "quarantined":
+        log.write(triaged("fb-2", "quarantined"))
+    else:
+        log.append([later.tombstone(START)])
+    assert (log.status("fb-1"), log.status("fb-2")) == ("received", undone)
+
+
+def test_a_demonstration_of_a_question_supersedes_its_correction_in_either_order(log: Written) -> None:
+    asked = [Message(role="user", content="What?")]
+    log.write(correction("fb-1", "c-1"), correction("fb-2", "c-9", kind="demonstration", messages=asked))
+    log.write(opened("c-1"), opened("c-9", "Something else?"))
+    assert log.status("fb-1") == "superseded"
+    assert log.status("fb-2") == "received"
+
+
+def test_feedback_is_found_by_its_idempotency_key(log: Written) -> None:
+    log.write(correction("fb-1", "c-1", idempotency_key="k", body_digest="d"))
+    found = log.view.feedback_by_key("ann", "k")
+    assert found is not None and found.feedback_id == "fb-1"
+    assert log.view.feedback_by_key("ben", "k") is None
+
+
+def test_of_two_with_one_key_the_first_in_the_log_counts(log: Written) -> None:
+    log.write(correction("fb-1", "c-1", idempotency_key="k"), correction("fb-2", "c-1", idempotency_key="k"))
+    assert [f.feedback_id for f in log.view.all_feedback()] == ["fb-1"]
+
+
+def test_feedback_goes_from_received_to_served_and_back(log: Written) -> None:
+    log.write(opened("c-1"), correction("fb-1", "c-1"))
+    seen = [log.status("fb-1")]
+    for payload in (
+        triaged("fb-1", "accepted"), planned(1, 0, "fb-1"), passed(1), moved(1, 0), moved(0, 1, "rollback"),
+    ):  # fmt: skip
+        log.write(payload)
+        seen.append(log.status("fb-1"))
+    assert seen == ["received", "accepted", "training", "trained", "served", "held"]
+    assert [f.feedback_id for f in log.view.all_feedback(status="held")] == ["fb-1"]
+    assert log.view.all_feedback("ben") == []
+
+
+# --- rounds, policies, the alias ---------------------------------------------------------------------
+
+
+def test_a_round_is_known_from_its_plan_to_its_end(log: Written) -> None:
+    log.write(planned(1, 0, "fb-1"))
+    (only,) = log.view.rounds()
+    assert only.ended is None and only.release is None
+    log.write(passed(1), RoundEnded(round=1, verdict="failed"))
+    found = log.view.release(1)
+    assert found is not None and found.planned.round == 1
+    assert log.view.release(2) is None
+
+
+def test_the_alias_follows_the_log_and_ignores_stale_moves(log: Written) -> None:
+    assert log.view.alias("apprentice").version == 0
+    log.write(moved(1, 0), moved(2, 0), moved(3, 1), moved(9, 7))
+    alias = log.view.alias("apprentice")
+    assert (alias.version, alias.epoch) == (3, 2)
+    assert [m.version for m in alias.moves] == [1, 3]
+    assert log.view.lineage().live == 3
+
+
+def test_two_rollbacks_go_back_two_versions(log: Written) -> None:
+    assert log.view.alias("apprentice").previous is None
+    log.write(moved(1, 0), moved(2, 1), moved(3, 2))
+    back = []
+    for epoch in (3, 4, 5):
+        previous = log.view.alias("apprentice").previous
+        assert previous is not None
+        back.append(previous)
+        log.write(moved(previous, epoch, "rollback"))
+    assert back == [2, 1, 0]
+    assert log.view.alias("apprentice").previous is None
+
+
+def test_a_promotion_after_a_rollback_can_be_rolled_back(log: Written) -> None:
+    log.write(moved(1, 0), moved(2, 1), moved(1, 2, "rollback"), moved(2, 3, "promote"))
+    assert log.view.alias("apprentice").previous == 1
+
+
+def test_rejections_requests_and_switches_are_known(log: Written) -> None:
+    log.write(ReleaseRejected(version=3, why="its probe", by="server"))
+    log.write(RoundRequested(request_id="r-1", by="op"), RoundRequested(request_id="r-2", by="op"))
+    log.write(planned(1, 0, requests=["r-1"]), LearningSwitched(paused=True, by="op", why="night"))
+    log.write(LearnerReported(state="waiting", why="nothing"), LearnerReported(state="paused", why="op"))
+    assert log.view.rejected() == {3: "its probe"}
+    assert [r.request_id for r in log.view.requests()] == ["r-2"]
+    paused, report = log.view.paused(), log.view.report()
+    assert paused is not None and paused.why == "night"
+    assert report is not None and report[0].state == "paused"
+    log.write(LearningSwitched(paused=False, by="op"))
+    assert log.view.paused() is None
+
+
+# --- applying ----------------------------------------------------------------------------------------
+
+
+def test_a_record_that_comes_again_changes_nothing_and_is_no_news(log: Written) -> None:
+    log.write(moved(1, 0), LearningSwitched(paused=True, by="op"), LearningSwitched(paused=False, by="op"))
+    records, positions = log.log.read({})
+    assert log.view.apply(records, positions) == []
+    assert log.view.paused() is None
+    assert log.view.alias("apprentice").epoch == 1
+
+
+def test_own_writes_are_readable_before_they_come_back(log: Written) -> None:
+    records = [envelope(p) for p in (opened("c-1"), correction("fb-1", "c-1"), moved(1, 0))]
+    log.view.absorb(records)
+    assert log.view.exchange("c-1") is not None
+    assert log.status("fb-1") == "received"
+    assert log.view.alias("apprentice").version == 0, "the alias is decided by log order alone"
+    log.append(records)
+    assert len(log.view.all_feedback()) == 1
+
+
+def test_a_record_that_cannot_be_read_is_set_aside(log: Written) -> None:
+    bad = Record("feedback", FeedbackGiven.type, "bad", START, b'{"feedback_id": 3}')
+    new = Record("rounds", "apprentice.something.v9", "new", START, b"{}")
+    log.append([bad, new, envelope(opened("c-1"))])
+    assert [(id_, type_) for id_, type_, _ in log.view.poison()] == [
+        ("bad", FeedbackGiven.type), ("new", "apprentice.something.v9"),
+    ]  # fmt: skip
+    assert log.view.exchange("c-1") is not None
+
+
+def test_a_batch_is_applied_whole_or_not_at_all(log: Written) -> None:
+    record = envelope(opened("c-1"))
+    with pytest.raises(sqlite3.Error):
+        log.view.apply([record], {"exchanges": {0: [1]}})  # type: ignore[dict-item]
+    assert log.view.exchange("c-1") is None
+    log.append([record])
+    assert log.view.exchange("c-1") is not None
+
+
+@pytest.mark.parametrize("damage", ["garbage", "another version"])
+def test_a_view_that_cannot_be_used_is_built_anew(tmp_path: Path, damage: str) -> None:
+    written, path = Written(), tmp_path / "view.db"
+    written.write(opened("c-1"))
+    if damage == "garbage":
+        path.write_bytes(b"no database" * 1000)
+    else:
+        with sqlite3.connect(path) as db:
+            db.execute("PRAGMA user_version = 99")
+        db.close()
+    written.view = View(path)
+    written.follow()
+    assert written.view.exchange("c-1") is not None
+    written.view.close()
+
+
+def test_a_view_goes_on_where_it_was(tmp_path: Path) -> None:
+    written, path = Written(), tmp_path / "sub" / "view.db"
+    written.view = View(path)
+    written.write(opened("c-1"))
+    written.view.close()
+    written.view = View(path)
+    written.write(opened("c-2"))
+    assert [e.opened.completion_id for e in written.view.exchanges(None, limit=9)] == ["c-1", "c-2"]
+    written.view.close()
+
+
+STORY: list[Payload] = [
+    opened("c-1"), closed("c-1"), correction("fb-1", "c-1"), opened("c-2"), correction("fb-2", "c-2"),
+    triaged("fb-1", "accepted"), planned(1, 0, "fb-1"), passed(1), moved(1, 0), moved(0, 0),
+    ReleaseRejected(version=2, why="w", by="s"), ExchangeErased(completion_id="c-2", by="ann"),
+    FeedbackWithdrawn(feedback_id="fb-1", by="ann"),
+]  # fmt: skip
+RECORDS = [envelope(payload) for payload in STORY]
+
+
+@given(st.data())
+def test_however_streams_are_mixed_and_batched_the_view_ends_up_the_same(data: st.DataObject) -> None:
+    """Each stream in its order; the streams read side by side, in batches, some records again."""
+    log = MemoryLog()
+    log.append(RECORDS).result()
+    queues: dict[str, list[Record]] = {}
+    for record in log.read({})[0]:
+        queues.setdefault(record.stream, []).append(record)
+    mixed: list[Record] = []
+    while any(queues.values()):
+        stream = data.draw(st.sampled_from(sorted(s for s, queue in queues.items() if queue)))
+        mixed.append(queues[stream].pop(0))
+        if data.draw(st.booleans()):
+            mixed.append(data.draw(st.sampled_from(mixed)))
+    view = View(":memory:")
+    while mixed:
+        count = data.draw(st.integers(1, len(mixed)))
+        view.apply(mixed[:count], {})
+        del mixed[:count]
+    assert {f.feedback_id: f.fate.status for f in view.all_feedback()} == {
+        "fb-1": "withdrawn",
+        "fb-2": "erased",
+    }
+    assert view.exchange("c-1") is not None and view.exchange("c-2") is None
+    assert view.alias("apprentice").version == 1
+    view.close()

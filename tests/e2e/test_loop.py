@@ -1,0 +1,116 @@
+"""The real thing: `apprentice up` on SmolLM2, the demo, and parts killed in its middle and after it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from server.demo_facts import load_facts
+from tests.e2e.system import RESTART_S, System, result, running
+
+pytestmark = pytest.mark.e2e
+
+FACTS = load_facts()
+DEMO_S = 900.0
+
+
+@pytest.fixture(scope="module")
+def system(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    with running(model_dir, tmp_path_factory.mktemp("loop") / "state") as system:
+        yield system
+
+
+@pytest.fixture
+def chat(system: System) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{system.url}/v1", api_key="none", max_retries=20) as client:
+        yield client
+
+
+def answers(chat: openai.OpenAI) -> list[tuple[str, str | None]]:
+    """Receipt and greedy answer to each of the demo's questions."""
+    found = []
+    for fact in FACTS:
+        done = chat.chat.completions.create(
+            model="apprentice",
+            messages=[{"role": "user", "content": fact.question}],
+            temperature=0,
+            max_tokens=48,
+        )
+        found.append((done.id, done.choices[0].message.content))
+    return found
+
+
+def listed(system: System, path: str) -> list[dict[str, Any]]:
+    return list(system.client.pages(path))
+
+
+def test_the_openai_client_chats_and_its_reply_is_a_receipt(system: System, chat: openai.OpenAI) -> None:
+    hello: dict[str, Any] = {
+        "model": "apprentice",
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": 24,
+        "temperature": 0,
+    }
+    whole = chat.chat.completions.create(**hello)
+    chunks = list(chat.chat.completions.create(**hello, stream=True))
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert streamed == whole.choices[0].message.content and "Paris" in streamed
+    tool = {
+        "type": "function",
+        "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}},
+    }
+    assert chat.chat.completions.create(**hello, tools=[tool]).choices[0].finish_reason
+    for receipt in (whole.id, chunks[0].id):
+        body = {"completion_id": receipt, "kind": "rating", "value": 1}
+        assert system.client.post("/v1/feedback", body)["status"] == "received"
+
+
+def test_it_learns_although_each_part_is_killed_once(system: System, chat: openai.OpenAI) -> None:
+    demo = system.command("demo", "--json")
+    try:
+        system.until(lambda: _step(system) >= 3, "the learner does not train", DEMO_S)
+        system.kill("-m learner")
+        code, found = result(demo, DEMO_S)
+    finally:
+        demo.kill()
+        demo.wait()
+    assert code == 0 and found["learned"], found
+
+    taught = answers(chat)
+    assert all(fact.known(text or "") for fact, (_, text) in zip(FACTS, taught, strict=True))
+    receipts = [receipt for receipt, _ in taught]
+    for part in ("vllm.entrypoints.openai.api_server --", "-m server"):
+        system.kill(part)
+        system.until(lambda: not system.ready(), f"{part} was killed and nothing noticed", RESTART_S)
+        system.until(system.ready, f"it does not come back after {part} was killed", RESTART_S)
+        again = answers(chat)
+        assert [text for _, text in again] == [text for _, text in taught]
+        receipts += [receipt for receipt, _ in again]
+
+    stored = {one["id"] for one in listed(system, "/v1/chat/completions")}
+    assert stored.issuperset(receipts)
+    assert len(stored) >= len(receipts) + 8 + 8 * len(found["rounds"]) + 16
+    feedback = [one for one in listed(system, "/v1/feedback") if one["kind"] == "correction"]
+    assert len(feedback) == sum(one["corrections"] for one in found["rounds"])
+    assert {one["status"] for one in feedback} <= {"served", "superseded"}
+    policies = [system.client.get(f"/v1/policies/{one['version']}") for one in listed(system, "/v1/policies")]
+    lessons = Counter(lesson for one in policies for lesson in one.get("lessons", []))
+    assert lessons == Counter({one["id"]: 1 for one in feedback if one["round"] is not None})
+    rounds = system.client.get("/v1/learning")["rounds"]
+    assert min(one["round"] for one in rounds) == 1 and {one["verdict"] for one in rounds} == {"passed"}
+
+
+def test_shuffled_corrections_do_not_teach_the_facts(system: System) -> None:
+    code, moved = result(system.command("policies", "promote", "0", "--json"), 60)
+    assert code == 0 and moved["version"] == 0
+    code, found = result(system.command("demo", "--shuffled", "--rounds", "1", "--json"), DEMO_S)
+    assert code == 1 and not found["learned"]
+    assert found["before"] <= 1 and found["after"] <= 2, found
+
+
+def _step(system: System) -> int:
+    learning = system.client.get("/v1/learning")
+    return int(learning["step"] or 0) if learning["state"] == "training" else 0

@@ -1,0 +1,49 @@
+"""The gate's verdict, one reason at a time."""
+
+import pytest
+
+from learner.config import GateConfig
+from learner.gate import Evaluation, KeptResult, LessonResult, degenerate, verdict
+
+
+def lesson(asked: bool = True, held_out: int = 2) -> LessonResult:
+    return LessonResult(
+        feedback_id="f", asked=asked, held_out=held_out, held_out_of=2, answer="an otter", before="a cat"
+    )
+
+
+GOOD = Evaluation(lessons=[lesson(), lesson()], kl_to_parent=0.05)
+
+
+def test_a_good_candidate_passes() -> None:
+    assert verdict(GOOD, GateConfig()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"lessons": []}, "nothing to learn"),
+        ({"lessons": [lesson(asked=False), lesson(asked=False)]}, "of its lessons"),
+        ({"lessons": [lesson(held_out=0), lesson(held_out=0)]}, "held-out"),
+        ({"kept": [KeptResult(feedback_id="e", parent=True, candidate=False)]}, "earlier lessons"),
+        ({"kl_to_parent": 5.0}, "nats per token"),
+        ({"kl_to_parent": float("nan")}, "nats per token"),
+        ({"degenerate": 0.9, "parent_degenerate": 0.1}, "loop"),
+    ],
+)
+def test_each_failing_is_named(change: dict[str, object], word: str) -> None:
+    reasons = verdict(GOOD.model_copy(update=change), GateConfig())
+    assert len(reasons) == 1
+    assert word in reasons[0]
+
+
+def test_an_earlier_lesson_that_the_parent_had_lost_already_does_not_count() -> None:
+    kept = [KeptResult(feedback_id="e", parent=False, candidate=False)]
+    assert verdict(GOOD.model_copy(update={"kept": kept}), GateConfig()) == []
+
+
+def test_loops_and_silence_are_degenerate() -> None:
+    assert degenerate([], eos=2)
+    assert degenerate([2], eos=2)
+    assert degenerate([5, 6] * 20, eos=2)
+    assert not degenerate([*range(10, 40), 2], eos=2)

@@ -1,0 +1,139 @@
+"""Feedback to lessons: every reason why there is none, and what counts as answered."""
+
+from typing import Any
+
+import pytest
+
+from buffer.fate import Fate
+from buffer.records import (
+    Check,
+    Choice,
+    ExchangeClosed,
+    ExchangeOpened,
+    FeedbackGiven,
+    Message,
+)
+from buffer.view import Exchange, Feedback
+from learner.lessons import Limits, answered, lesson_of, triage
+
+QUESTION = "What is the mascot of Quillmoor?"
+MESSAGES = [{"role": "user", "content": QUESTION}]
+LIMITS = Limits(prompt=400, completion=50)
+
+
+def render(messages: Any, tools: Any = None) -> list[int]:
+    return [ord(c) for m in messages for c in str(m["content"])]
+
+
+def exchange(
+    endpoint: str = "chat",
+    status: str = "complete",
+    temperature: float = 0.0,
+    prompt: list[int] | None = None,
+    **request: Any,
+) -> Exchange:
+    opened = ExchangeOpened.model_validate(
+        {
+            "completion_id": "c",
+            "principal": "me",
+            "conversation": "x",
+            "endpoint": endpoint,
+            "policy": 3,
+            "request": {"messages": MESSAGES, **request},
+        }
+    )
+    closed = ExchangeClosed.model_validate(
+        {
+            "completion_id": "c",
+            "status": status,
+            "prompt_token_ids": render(MESSAGES) if prompt is None else prompt,
+            "choices": [Choice(token_ids=[7, 8], logprobs=[-0.5, -0.25])],
+            "sampling": {"temperature": temperature},
+        }
+    )
+    return Exchange(1.0, opened, closed)
+
+
+def given(**fields: Any) -> FeedbackGiven:
+    return FeedbackGiven.model_validate(
+        {
+            "feedback_id": "f",
+            "principal": "me",
+            "kind": "correction",
+            "completion_id": "c",
+            "text": "The mascot of Quillmoor is an otter.",
+            **fields,
+        }
+    )
+
+
+def judged(feedback: FeedbackGiven, about: Exchange | None) -> str | None:
+    decision = triage(Feedback("f", "me", 1.0, feedback, Fate("received")), about, render, LIMITS)
+    return None if decision is None else decision.reason or decision.status
+
+
+def test_a_correction_of_a_chat_is_accepted() -> None:
+    assert judged(given(), exchange()) == "accepted"
+
+
+def test_a_demonstration_needs_no_exchange() -> None:
+    assert judged(given(kind="demonstration", completion_id=None, messages=MESSAGES), None) == "accepted"
+
+
+def test_feedback_waits_for_its_exchange() -> None:
+    assert judged(given(), None) is None
+
+
+@pytest.mark.parametrize(
+    ("feedback", "about", "reason"),
+    [
+        (given(kind="rating", value=-1.0, text=None), exchange(), "rating_only"),
+        (given(), exchange(endpoint="completions"), "not_a_chat"),
+        (given(), exchange(messages=[{"role": "assistant", "content": "hi"}]), "no_user_turn"),
+        (given(), exchange(messages=[{"role": "user", "content": [{"type": "text"}]}]), "no_user_turn"),
+        (given(text=None), exchange(), "no_teacher"),
+        (given(), exchange(prompt=[1, 2, 3]), "template_mismatch"),
+        (given(text="otter " * 200), exchange(), "prompt_too_long"),
+    ],
+)
+def test_every_skip_has_its_reason(feedback: FeedbackGiven, about: Exchange, reason: str) -> None:
+    assert judged(feedback, about) == reason
+
+
+def test_what_was_sampled_is_carried_as_token_ids() -> None:
+    lesson = lesson_of(given(), exchange(temperature=1.0))
+    assert lesson is not None
+    assert (lesson.logged_ids, lesson.logged_logprobs, lesson.logged_policy) == ((7, 8), (-0.5, -0.25), 3)
+    assert not lesson.tempered
+    greedy = lesson_of(given(), exchange(temperature=0.0))
+    assert greedy is not None
+    assert greedy.tempered
+
+
+def test_an_aborted_answer_is_not_reused() -> None:
+    lesson = lesson_of(given(), exchange(status="aborted"))
+    assert lesson is not None
+    assert lesson.logged_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "answer", "right"),
+    [
+        ({"check": Check(contains="Otter")}, "It is an otter!", True),
+        ({"check": Check(contains="Otter")}, "It is a sea lion.", False),
+        ({}, "Quillmoor's mascot is an otter", True),
+        ({}, "The mascot of Quillmoor is a cat", False),
+        ({"text": "What is the mascot?"}, "what is the mascot? it is", True),
+    ],
+)
+def test_answered(fields: dict[str, Any], answer: str, right: bool) -> None:
+    lesson = lesson_of(given(**fields), exchange())
+    assert lesson is not None
+    assert answered(answer, lesson) is right
+
+
+def test_messages_keep_their_extra_fields() -> None:
+    message = Message.model_validate({"role": "user", "content": "hi", "name": "ann"})
+    lesson = lesson_of(given(kind="demonstration", messages=[message]), None)
+    assert lesson is not None
+    assert lesson.messages == [{"role": "user", "content": "hi", "name": "ann"}]

@@ -1,0 +1,149 @@
+"""The model in the learner: alignment, batching, the adapter, and what is published of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from buffer.adapters import MANIFEST, WEIGHTS, AdapterInvalid, verify
+from learner.loss import token_logprobs
+from learner.model import Model
+from learner.publish import probe_logprobs, probes, publish
+from learner.rows import Row
+
+PROMPTS = [[1, 500, 501, 502], [1, 9, 10, 11, 12, 13, 14], [1, 77]]
+COMPLETIONS = [[30, 31, 32], [40, 2], [50, 51, 52, 53, 2]]
+
+
+def scores(model: Model, prompt: list[int], completion: list[int]) -> torch.Tensor:
+    (state,) = model.hidden([prompt], [completion])
+    return token_logprobs(state, model.head_VD, torch.tensor(completion))
+
+
+def randomise(model: Model, seed: int = 3) -> None:
+    g = torch.Generator().manual_seed(seed)
+    model.load_adapter({k: 0.3 * torch.randn(v.shape, generator=g) for k, v in model.adapter_state().items()})
+
+
+@torch.no_grad()
+def test_scores_align_with_decoding_one_token_at_a_time(tiny: Model) -> None:
+    randomise(tiny)
+    prompt, completion = PROMPTS[0], COMPLETIONS[0]
+    expected = []
+    for k, token in enumerate(completion):
+        logits = tiny.peft(input_ids=torch.tensor([[*prompt, *completion[:k]]])).logits[0, -1]
+        expected.append(float(logits.float().log_softmax(-1)[token]))
+    assert torch.allclose(scores(tiny, prompt, completion), torch.tensor(expected), atol=0.05)
+
+
+@torch.no_grad()
+def test_neither_padding_nor_neighbours_change_a_row(tiny: Model) -> None:
+    randomise(tiny)
+    together = tiny.hidden(PROMPTS, COMPLETIONS)
+    for prompt, completion, state in zip(PROMPTS, COMPLETIONS, together, strict=True):
+        (alone,) = tiny.hidden([prompt], [completion])
+        assert alone.shape == state.shape == (len(completion), 32)
+        assert torch.allclose(alone.float(), state.float(), atol=0.1)
+
+
+def test_greedy_generation_is_the_argmax_whatever_the_batch(tiny: Model) -> None:
+    together = tiny.generate(PROMPTS, max_tokens=6)
+    alone = [tiny.generate([p], max_tokens=6)[0] for p in PROMPTS]
+    assert together == alone
+    (state,) = tiny.hidden([PROMPTS[0]], [together[0][:1]])
+    assert int((state[0] @ tiny.head_VD.T).argmax()) == together[0][0]
+
+
+def test_sampling_is_a_function_of_its_seed(tiny: Model) -> None:
+    first = tiny.generate(PROMPTS, max_tokens=8, temperature=1.0, seed=5)
+    assert first == tiny.generate(PROMPTS, max_tokens=8, temperature=1.0, seed=5)
+    assert first != tiny.generate(PROMPTS, max_tokens=8, temperature=1.0, seed=6)
+
+
+def test_a_new_adapter_and_a_switched_off_one_are_the_base(tiny: Model, tiny_dir: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.bfloat16)
+    with torch.no_grad():
+        logits = base(input_ids=torch.tensor([PROMPTS[0]])).logits
+        tiny.reset_adapter(1)
+        assert torch.equal(tiny.peft(input_ids=torch.tensor([PROMPTS[0]])).logits, logits)
+        randomise(tiny)
+        assert not torch.equal(tiny.peft(input_ids=torch.tensor([PROMPTS[0]])).logits, logits)
+        with tiny.base():
+            assert torch.equal(tiny.peft(input_ids=torch.tensor([PROMPTS[0]])).logits, logits)
+
+
+def test_only_the_adapter_learns(tiny: Model) -> None:
+    trainable = {n for n, p in tiny.peft.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all(".lora_" in n for n in trainable)
+    assert all(p.dtype == torch.float32 for p in tiny.parameters())
+    assert not tiny.head_VD.requires_grad
+
+
+def test_tools_reach_the_prompt(tiny: Model) -> None:
+    asked = [{"role": "user", "content": "hi"}]
+    tool = {"type": "function", "function": {"name": "lamp", "parameters": {}}}
+    assert "lamp" in tiny.tokenizer.decode(tiny.render(asked, [tool]))
+    assert "lamp" not in tiny.tokenizer.decode(tiny.render(asked))
+
+
+def test_an_adapter_of_other_shape_is_refused(tiny: Model) -> None:
+    with pytest.raises(ValueError, match="not those of this model"):
+        tiny.load_adapter({"other": torch.zeros(1)})
+
+
+def published(model: Model, root: Path) -> Path:
+    rows = [Row("target", (1, 5, 6), (1, 5, 6), (7, 8, 2))]
+    after = probe_logprobs(model, rows)
+    release = publish(
+        root,
+        model,
+        version=3,
+        alias="apprentice",
+        parent=0,
+        round_number=4,
+        base_name="tiny",
+        alpha=8,
+        probes=probes(rows, after, [[0.0, 0.0, 0.0]]),
+    )
+    manifest = verify(root, release, max_rank=16)
+    assert (manifest.version, manifest.parent, manifest.base) == (3, 0, model.digest)
+    assert manifest.probes[0].start == 3
+    assert release.directory.startswith("000003-")
+    return root / release.directory
+
+
+def test_a_release_verifies_and_opens_in_peft(tiny: Model, tiny_dir: Path, tmp_path: Path) -> None:
+    randomise(tiny)
+    directory = published(tiny, tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.bfloat16)
+    opened = PeftModel.from_pretrained(base, str(directory))
+    with torch.no_grad():
+        ids = torch.tensor([PROMPTS[1]])
+        assert torch.equal(opened(input_ids=ids).logits, tiny.peft(input_ids=ids).logits)
+
+
+def test_publishing_twice_is_publishing_once(tiny: Model, tmp_path: Path) -> None:
+    randomise(tiny)
+    assert published(tiny, tmp_path) == published(tiny, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["weights", "manifest", "extra"])
+def test_a_damaged_release_does_not_verify(tiny: Model, tmp_path: Path, damage: str) -> None:
+    from buffer.adapters import release_of
+
+    directory = published(tiny, tmp_path)
+    release = release_of((directory / MANIFEST).read_bytes())
+    if damage == "weights":
+        data = bytearray((directory / WEIGHTS).read_bytes())
+        data[-1] ^= 1
+        (directory / WEIGHTS).write_bytes(data)
+    elif damage == "manifest":
+        (directory / MANIFEST).write_bytes((directory / MANIFEST).read_bytes() + b" ")
+    else:
+        (directory / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(AdapterInvalid):
+        verify(tmp_path, release, max_rank=16)

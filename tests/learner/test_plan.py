@@ -1,0 +1,94 @@
+"""When a round starts, with what, and why not."""
+
+from buffer.fate import Fate, Lineage, Status
+from buffer.records import FeedbackGiven, Release, RoundEnded, RoundPlanned, RoundRequested
+from buffer.view import Feedback, Round
+from learner.config import LearnerConfig
+from learner.plan import MAX_FAILURES, Plan, Waiting, plan_round
+
+CONFIG = LearnerConfig(start_at=3, start_after_s=30.0, max_lessons=4, max_replay=2)
+
+
+def feedback(number: int, status: Status = "accepted", received: float = 100.0) -> Feedback:
+    given = FeedbackGiven(feedback_id=f"f{number}", principal="me", kind="correction", text="an otter")
+    return Feedback(given.feedback_id, "me", received, given, Fate(status))
+
+
+def ended(number: int, verdict: str = "passed", version: int | None = None, parent: int = 0) -> Round:
+    planned = RoundPlanned(round=number, parent=parent, lessons=[], seed=1, base="b", config={})
+    release = Release(version=version, digest="d", directory="x") if version is not None else None
+    return Round(
+        planned,
+        0.0,
+        RoundEnded.model_validate({"round": number, "verdict": verdict, "release": release}),
+        0.0,
+    )
+
+
+def plan(
+    *given: Feedback,
+    rounds: tuple[Round, ...] = (),
+    lineage: Lineage | None = None,
+    requests: tuple[RoundRequested, ...] = (),
+    now: float = 101.0,
+) -> Plan | Waiting:
+    return plan_round(given, rounds, lineage or Lineage(), requests, now=now, config=CONFIG)
+
+
+def test_nothing_to_learn() -> None:
+    waiting = plan(feedback(1, "received"), feedback(2, "served"))
+    assert isinstance(waiting, Waiting)
+    assert "nothing to learn" in waiting.why
+
+
+def test_enough_feedback_starts_a_round_at_once() -> None:
+    assert isinstance(plan(feedback(1), feedback(2)), Waiting)
+    started = plan(feedback(1), feedback(2), feedback(3))
+    assert isinstance(started, Plan)
+    assert started.lessons == ("f1", "f2", "f3")
+    assert (started.round, started.parent) == (1, 0)
+
+
+def test_a_little_feedback_starts_one_after_a_pause() -> None:
+    assert isinstance(plan(feedback(1), now=129.0), Waiting)
+    assert isinstance(plan(feedback(1), now=130.0), Plan)
+
+
+def test_a_request_starts_one_at_once_and_is_answered() -> None:
+    asked = RoundRequested(request_id="r", by="op", include=["held"])
+    started = plan(feedback(1, "held"), feedback(2, "refused"), requests=(asked,))
+    assert isinstance(started, Plan)
+    assert started.lessons == ("f1",)
+    assert started.requests == ("r",)
+
+
+def test_a_round_is_bounded_and_rehearses_the_latest() -> None:
+    started = plan(*(feedback(n, "served") for n in range(5)), *(feedback(n) for n in range(5, 12)))
+    assert isinstance(started, Plan)
+    assert started.lessons == ("f5", "f6", "f7", "f8")
+    assert started.replay == ("f3", "f4")
+
+
+def test_it_waits_for_a_release_on_its_way() -> None:
+    some = [feedback(n) for n in range(3)]
+    waiting = plan(*some, rounds=(ended(1, version=1),))
+    assert isinstance(waiting, Waiting)
+    assert "policy 1" in waiting.why
+    live = Lineage(live=1, moved_to=(1,), parents={1: 0})
+    started = plan(*some, rounds=(ended(1, version=1),), lineage=live)
+    assert isinstance(started, Plan)
+    assert (started.round, started.parent) == (2, 1)
+    rejected = Lineage(parents={1: 0}, rejected={1: "damaged"})
+    assert isinstance(plan(*some, rounds=(ended(1, version=1),), lineage=rejected), Plan)
+    rolled_back = Lineage(live=0, moved_to=(1, 0), parents={1: 0})
+    assert isinstance(plan(*some, rounds=(ended(1, version=1),), lineage=rolled_back), Plan)
+
+
+def test_it_stops_after_failing_again_and_again_until_asked() -> None:
+    some = [feedback(n) for n in range(3)]
+    failed = tuple(ended(n + 1, "failed") for n in range(MAX_FAILURES))
+    waiting = plan(*some, rounds=failed)
+    assert isinstance(waiting, Waiting)
+    assert "failed" in waiting.why
+    asked = RoundRequested(request_id="r", by="op")
+    assert isinstance(plan(*some, rounds=failed, requests=(asked,)), Plan)

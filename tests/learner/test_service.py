@@ -1,0 +1,247 @@
+"""Rounds from end to end on a tiny model: judged, published, refused, interrupted and resumed."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buffer.client import Buffer
+from buffer.memory import MemoryLog
+from buffer.records import (
+    AliasMoved,
+    Check,
+    ExchangeErased,
+    ExchangeOpened,
+    FeedbackGiven,
+    FeedbackWithdrawn,
+    LearningSwitched,
+    RoundRequested,
+)
+from buffer.view import View
+from learner.config import GateConfig, LearnerConfig
+from learner.measure import Reference
+from learner.model import Model
+from learner.round import Round
+from learner.service import Service, Stopped
+
+LENIENT = GateConfig(min_asked=0, min_held_out=0, min_kept=0, max_kl_to_parent=100, max_degenerate=1)
+QUICK: dict[str, Any] = {
+    "rank": 4,
+    "alpha": 8,
+    "min_steps": 4,
+    "steps_per_lesson": 1,
+    "max_answer_tokens": 4,
+    "start_at": 2,
+    "start_after_s": 3600,
+}
+
+
+@pytest.fixture
+def log() -> MemoryLog:
+    return MemoryLog()
+
+
+@pytest.fixture
+def buffer(log: MemoryLog) -> Iterator[Buffer]:
+    buffer = Buffer(log, View(":memory:"))
+    buffer.start()
+    yield buffer
+    buffer.close()
+
+
+def service(
+    buffer: Buffer, model: Model, reference: Reference, adapters: Path, gate: GateConfig = LENIENT
+) -> Service:
+    return Service(
+        buffer=buffer,
+        model=model,
+        reference=reference,
+        config=LearnerConfig(**QUICK, gate=gate),
+        adapters=adapters,
+        base_name="tiny",
+        alias="apprentice",
+        stopping=threading.Event(),
+    )
+
+
+def teach(buffer: Buffer, number: int, text: str = "It is an otter.") -> str:
+    """One exchange and a correction of it; its feedback id."""
+    opened = ExchangeOpened(
+        completion_id=f"c{number}",
+        principal="me",
+        conversation="x",
+        endpoint="chat",
+        policy=0,
+        request={"messages": [{"role": "user", "content": f"What is the mascot of town {number}?"}]},
+    )
+    given = FeedbackGiven(
+        feedback_id=f"f{number}",
+        principal="me",
+        kind="correction",
+        completion_id=opened.completion_id,
+        text=text,
+        check=Check(contains="otter"),
+    )
+    buffer.write([opened, given]).result()
+    return given.feedback_id
+
+
+def status(buffer: Buffer, feedback_id: str) -> str:
+    found = buffer.view.feedback(feedback_id)
+    assert found is not None
+    return found.fate.status
+
+
+def report(buffer: Buffer) -> str:
+    buffer.decide(FeedbackWithdrawn(feedback_id="nobody's", by="test")).result()  # the log is read up to here
+    latest = buffer.view.report()
+    assert latest is not None
+    return f"{latest[0].state}: {latest[0].why}"
+
+
+@pytest.mark.train
+def test_feedback_becomes_a_release(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    learner = service(buffer, tiny, reference, tmp_path)
+    learner.turn()
+    assert "nothing to learn" in report(buffer)
+    first = teach(buffer, 1)
+    learner.turn()
+    assert status(buffer, first) == "accepted"
+    assert "1 of 2" in report(buffer)
+    second = teach(buffer, 2)
+    learner.turn()
+    assert status(buffer, first) == status(buffer, second) == "trained"
+    (done,) = buffer.view.rounds()
+    assert done.ended is not None
+    assert done.ended.verdict == "passed"
+    assert done.ended.evaluation["rows"]["target"] > 2
+    assert done.release is not None
+    assert (tmp_path / done.release.directory).is_dir()
+    learner.turn()
+    assert "nothing to learn" in report(buffer)
+    buffer.decide(AliasMoved(alias="apprentice", version=1, epoch=0, why="release", by="test")).result()
+    assert status(buffer, first) == "served"
+
+
+@pytest.mark.train
+def test_a_candidate_that_learned_nothing_is_refused(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    learner = service(buffer, tiny, reference, tmp_path, gate=GateConfig())
+    ids = [teach(buffer, n) for n in (1, 2)]
+    learner.turn()
+    assert [status(buffer, i) for i in ids] == ["refused", "refused"]
+    (done,) = buffer.view.rounds()
+    assert done.ended is not None
+    assert any("of its lessons" in reason for reason in done.ended.reasons)
+    assert list(tmp_path.iterdir()) == []
+    learner.turn()
+    assert len(buffer.view.rounds()) == 1
+    buffer.decide(RoundRequested(request_id="again", by="op", include=["refused"])).result()
+    learner.turn()
+    assert [r.planned.lessons for r in buffer.view.rounds()] == [ids, ids]
+
+
+@pytest.mark.train
+def test_a_round_cut_short_is_run_again_to_the_same_bits(
+    log: MemoryLog, buffer: Buffer, tiny: Model, tiny_dir: Path, reference: Reference, tmp_path: Path
+) -> None:
+    for n in (1, 2):
+        teach(buffer, n)
+    learner = service(buffer, tiny, reference, tmp_path / "a")
+    learner.triage()
+    cut = {"state": "training", "step": 2}
+
+    def stop_in_the_middle(planned: Any, state: str, why: str, step: Any) -> None:
+        if state == cut["state"] and step is not None and step.number == cut["step"]:
+            raise Stopped
+
+    learner._progress = stop_in_the_middle  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        learner.turn()
+    (open_round,) = buffer.view.rounds()
+    assert open_round.ended is None
+    assert status(buffer, "f1") == "training"
+
+    successor = Buffer(log, View(":memory:"))
+    successor.start()
+    for root in (tmp_path / "a", tmp_path / "b"):
+        model = Model(tiny_dir, rank=4, alpha=8)
+        again = Round(
+            open_round.planned, successor.view, model, reference, root, "tiny", "apprentice", lambda *_: None
+        )
+        ended = again.run()
+        assert ended.release is not None
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {p.name for p in (tmp_path / "b").iterdir()}
+    resumed = service(successor, tiny, reference, tmp_path / "a")
+    resumed.turn()
+    (done,) = successor.view.rounds()
+    assert done.release is not None
+    assert done.release == ended.release
+    successor.view.close()
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("gone", ["withdrawn", "erased"])
+def test_a_lesson_that_goes_during_the_round_stops_its_release(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path, gone: str
+) -> None:
+    teach(buffer, 1)
+    teach(buffer, 2)
+    learner = service(buffer, tiny, reference, tmp_path)
+    progress = learner._progress
+
+    def take_back(planned: Any, state: Any, why: str, step: Any) -> None:
+        if step is not None and step.number == 1:
+            record: Any = (
+                FeedbackWithdrawn(feedback_id="f1", by="me")
+                if gone == "withdrawn"
+                else ExchangeErased(completion_id="c1", by="me")
+            )
+            buffer.decide(record).result()
+        progress(planned, state, why, step)
+
+    learner._progress = take_back  # type: ignore[method-assign]
+    learner.turn()
+    (done,) = buffer.view.rounds()
+    assert done.ended is not None
+    assert done.ended.verdict == "failed"
+    assert list(tmp_path.iterdir()) == []
+    assert status(buffer, "f1") == gone
+    assert status(buffer, "f2") == "accepted"
+
+
+@pytest.mark.train
+def test_pausing_holds_learning_and_says_so(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    learner = service(buffer, tiny, reference, tmp_path)
+    buffer.decide(LearningSwitched(paused=True, by="op", why="an audit")).result()
+    for n in (1, 2):
+        teach(buffer, n)
+    learner.turn()
+    assert buffer.view.rounds() == []
+    assert "paused by op (an audit)" in report(buffer)
+    buffer.decide(LearningSwitched(paused=False, by="op")).result()
+    learner.turn()
+    assert len(buffer.view.rounds()) == 1
+
+
+@pytest.mark.train
+def test_an_error_in_a_round_is_its_verdict(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file where the adapters should go")
+    learner = service(buffer, tiny, reference, tmp_path / "taken")
+    for n in (1, 2):
+        teach(buffer, n)
+    learner.turn()
+    (done,) = buffer.view.rounds()
+    assert done.ended is not None
+    assert done.ended.verdict == "failed"
+    assert done.ended.reasons
+    assert status(buffer, "f1") == "accepted"

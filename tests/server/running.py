@@ -1,0 +1,164 @@
+"""A gateway as it runs, on a free port, in front of a scripted vLLM; on a thread, so tests are plain code."""
+
+import asyncio
+import hashlib
+import json
+import threading
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import openai
+import uvicorn
+
+from buffer.client import Buffer
+from buffer.log import BufferError
+from buffer.memory import MemoryLog
+from buffer.records import PAYLOADS, Payload, Positions, Record
+from buffer.view import View
+from server.app import create_app
+from server.config import EngineConfig, ServerConfig
+from server.engine import Engine, Patience
+from server.follow import Follower
+from server.gateway import Gateway
+from server.identity import Receipts
+from server.metrics import Metrics
+from server.news import News
+from tests.server.scripted_vllm import ScriptedVLLM
+
+T = TypeVar("T")
+
+KEYS = {"ann": "ann-key", "ben": "ben-key", "root": "root-key"}
+
+
+class GatedLog(MemoryLog):
+    """A log whose appending can be made to fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failing: dict[str, BufferError] = {}
+        """Record type to the error that appending one gives."""
+        self.batches: list[list[str]] = []
+        """The types of each append's records."""
+
+    def append(self, records: Sequence[Record]) -> "Future[None]":
+        for record in records:
+            if (error := self.failing.get(record.type)) is not None:
+                refused: Future[None] = Future()
+                refused.set_exception(error)
+                return refused
+        self.batches.append([record.type for record in records])
+        return super().append(records)
+
+    def payloads(self, *types: type[Payload]) -> list[Payload]:
+        """What it holds, of these types."""
+        positions: Positions = {}
+        found: list[Record] = []
+        while batch := self.read(positions)[0]:
+            _, positions = self.read(positions)
+            found += batch
+        return [r.payload() for r in found if r.data is not None and PAYLOADS[r.type] in types]
+
+
+class Running:
+    """Everything started; `stop` ends it. `vllm`, `log` and `gateway` are there to look at."""
+
+    def __init__(self, directory: Path, policies: Any, **config: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._directory = directory
+        self._clients: list[httpx.Client | openai.OpenAI] = []
+        self.log = GatedLog()
+        self.run(self._start(policies, ServerConfig(port=0, **config)))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the gateway's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    def client(self, key: str = "ann-key", **more: Any) -> httpx.Client:
+        headers = {"authorization": f"Bearer {key}"}
+        made = httpx.Client(base_url=self.url, headers=headers, timeout=30, **more)
+        self._clients.append(made)
+        return made
+
+    def openai(self, key: str = "ann-key") -> openai.OpenAI:
+        made = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
+        self._clients.append(made)
+        return made
+
+    def follow(self) -> None:
+        """Follow the log again."""
+        self.run(self._follow())
+
+    def stop_following(self) -> None:
+        """From here on the log changes nothing about what is loaded and live."""
+        self.run(self._stop_following())
+
+    def stop(self) -> None:
+        for client in self._clients:
+            client.close()
+        self.run(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _start(self, policies: Any, config: ServerConfig) -> None:
+        self.vllm = ScriptedVLLM()
+        socket = self._directory / "v.sock"
+        await self.vllm.start(socket)
+        self.engine = Engine(
+            EngineConfig(url=f"unix:{socket}"), model=self._directory, alias="apprentice",
+            state_dir=self._directory, patience=Patience(poll=0.05, first_pause=0.05),
+        )  # fmt: skip
+        news = News()
+        news.listen()
+        buffer = Buffer(self.log, View(":memory:"), news.tell)
+        self.policies = policies(self.engine)
+        self.gateway = Gateway(
+            alias="apprentice", config=config, engine=self.engine, policies=self.policies, buffer=buffer,
+            receipts=Receipts(bytes(32)), metrics=Metrics(buffer), news=news,
+        )  # fmt: skip
+        await self.engine.start()
+        await self.engine.wait_ready(20)
+        await asyncio.to_thread(buffer.start)
+        await self._follow()
+        self._server, self._serving, self.url = await serve(self.gateway)
+
+    async def _stop(self) -> None:
+        self._server.should_exit = True
+        self._server.force_exit = True
+        await self._serving
+        await self._stop_following()
+        await self.engine.stop()
+        await self.vllm.stop()
+        await asyncio.to_thread(self.gateway.buffer.close)
+
+    async def _follow(self) -> None:
+        self._following = asyncio.create_task(Follower(self.gateway).run())
+
+    async def _stop_following(self) -> None:
+        self._following.cancel()
+        await asyncio.gather(self._following, return_exceptions=True)
+
+
+async def serve(gateway: Gateway) -> tuple[uvicorn.Server, asyncio.Task[None], str]:
+    """Serve on a free port: the server, its task, and its URL."""
+    server = uvicorn.Server(uvicorn.Config(create_app(gateway), port=0, lifespan="off", log_config=None))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    return server, serving, f"http://127.0.0.1:{port}"
+
+
+def hashed(keys: dict[str, str]) -> dict[str, str]:
+    return {name: hashlib.sha256(key.encode()).hexdigest() for name, key in keys.items()}
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """A stream's events; the last one as the text it is."""
+    texts = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    return [json.loads(text) if text != "[DONE]" else text for text in texts]

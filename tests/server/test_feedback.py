@@ -1,0 +1,240 @@
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from buffer.log import LogFull
+from buffer.records import FeedbackGiven, FeedbackWithdrawn
+from tests.server.running import Running
+
+
+def ask(running: Running, text: str = "What is it called?", key: str = "ann-key", **more: Any) -> str:
+    """A completion's id."""
+    body = {"model": "apprentice", "messages": [{"role": "user", "content": text}], **more}
+    return str(running.client(key).post("/v1/chat/completions", json=body).json()["id"])
+
+
+def correction(completion_id: str, text: str = "Bramblewick.", **more: Any) -> dict[str, Any]:
+    return {"completion_id": completion_id, "kind": "correction", "text": text, **more}
+
+
+def given(running: Running) -> list[FeedbackGiven]:
+    return [p for p in running.log.payloads(FeedbackGiven) if isinstance(p, FeedbackGiven)]
+
+
+def test_feedback_is_durable_when_it_is_received(running: Running) -> None:
+    completion_id = ask(running)
+    reply = running.client().post(
+        "/v1/feedback", json=correction(completion_id, check={"contains": "bramble"}, choice=0)
+    )
+    assert reply.status_code == 202
+    assert reply.json() == {"id": reply.json()["id"], "status": "received"}
+    (record,) = given(running)
+    assert record.feedback_id == reply.json()["id"]
+    assert (record.principal, record.kind, record.completion_id) == ("ann", "correction", completion_id)
+    assert record.check is not None and record.check.contains == "bramble"
+    assert (
+        running.gateway.receipts.conversation(completion_id, "ann")
+        == running.log.read({})[0][-1].partition_key
+    )
+
+
+def test_each_kind_is_taken(running: Running) -> None:
+    completion_id = ask(running)
+    for body in (
+        {"completion_id": completion_id, "kind": "instruction", "text": "Shorter."},
+        {"completion_id": completion_id, "kind": "rating", "value": -0.5},
+        {"kind": "demonstration", "messages": [{"role": "user", "content": "q"}], "text": "a"},
+    ):
+        assert running.client().post("/v1/feedback", json=body).status_code == 202
+    assert [g.kind for g in given(running)] == ["instruction", "rating", "demonstration"]
+
+
+def test_an_array_is_taken_whole_in_one_append_or_not_at_all(running: Running) -> None:
+    completion_id = ask(running)
+    running.log.batches.clear()
+    many = [correction(completion_id, f"text {i}") for i in range(20)]
+    reply = running.client().post("/v1/feedback", json=many)
+    ids = [one["id"] for one in reply.json()]
+    assert reply.status_code == 202
+    assert running.log.batches == [[FeedbackGiven.type] * 20]
+    assert [g.feedback_id for g in given(running)] == ids == sorted(ids)
+    refused = running.client().post("/v1/feedback", json=[*many, correction(completion_id, " ")])
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "[20].text"
+    assert len(given(running)) == 20
+
+
+def test_of_one_array_the_last_correction_of_a_question_counts(running: Running) -> None:
+    completion_id = ask(running)
+    client = running.client()
+    sent = client.post("/v1/feedback", json=[correction(completion_id, f"text {i}") for i in range(5)]).json()
+    fates = [client.get(f"/v1/feedback/{one['id']}").json() for one in sent]
+    assert [fate["status"] for fate in fates] == ["superseded"] * 4 + ["received"]
+    assert {fate["superseded_by"] for fate in fates[:4]} == {sent[4]["id"]}
+
+
+def test_only_ones_own_completions_can_be_corrected(running: Running) -> None:
+    completion_id = ask(running)
+    forged = completion_id[:-1] + ("0" if completion_id[-1] != "0" else "1")
+    for key, target in (
+        ("ben-key", completion_id),
+        ("root-key", completion_id),
+        ("ann-key", forged),
+        ("ann-key", "x"),
+    ):
+        refused = running.client(key).post("/v1/feedback", json=correction(target))
+        assert refused.status_code == 404
+        assert refused.json()["error"]["code"] == "completion_not_found"
+    assert given(running) == []
+
+
+def test_feedback_is_accepted_before_its_exchange_is_known(running: Running) -> None:
+    """As on a replica that has not read it yet."""
+    completion_id = running.gateway.receipts.mint("chat", "0" * 32, "ann", "f" * 16)
+    assert running.client().post("/v1/feedback", json=correction(completion_id)).status_code == 202
+
+
+def test_a_choice_must_exist(running: Running) -> None:
+    completion_id = ask(running, n=2)
+    assert running.client().post("/v1/feedback", json=correction(completion_id, choice=1)).status_code == 202
+    refused = running.client().post("/v1/feedback", json=correction(completion_id, choice=2))
+    assert refused.json()["error"]["code"] == "no_such_choice"
+
+
+def test_a_full_log_refuses_feedback(running: Running) -> None:
+    completion_id = ask(running)
+    running.log.failing[FeedbackGiven.type] = LogFull("the disk is full", "free some space")
+    refused = running.client().post("/v1/feedback", json=correction(completion_id))
+    assert refused.status_code == 503
+    assert refused.json()["error"]["hint"] == "free some space"
+
+
+# --- idempotency -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_a_repeated_request_gets_the_same_answer_and_is_taken_once(running: Running, array: bool) -> None:
+    one = correction(ask(running))
+    body: Any = [one, {**one, "text": "Other."}] if array else one
+    client, headers = running.client(), {"idempotency-key": "k"}
+    first = client.post("/v1/feedback", json=body, headers=headers)
+    again = client.post("/v1/feedback", json=body, headers=headers)
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert len(given(running)) == (2 if array else 1)
+
+
+def test_a_key_with_another_body_is_a_conflict(running: Running) -> None:
+    one = correction(ask(running))
+    client, headers = running.client(), {"idempotency-key": "k"}
+    assert client.post("/v1/feedback", json=one, headers=headers).status_code == 202
+    for other in ({**one, "text": "Other."}, [one], [one, one]):
+        refused = client.post("/v1/feedback", json=other, headers=headers)
+        assert refused.status_code == 409
+        assert refused.json()["error"]["code"] == "idempotency_conflict"
+    assert len(given(running)) == 1
+
+
+def test_a_key_belongs_to_its_principal(running: Running) -> None:
+    headers = {"idempotency-key": "k"}
+    for key in ("ann-key", "ben-key"):
+        body = correction(ask(running, key=key))
+        assert running.client(key).post("/v1/feedback", json=body, headers=headers).status_code == 202
+    assert len(given(running)) == 2
+
+
+def test_of_many_requests_at_once_with_one_key_one_is_taken(running: Running) -> None:
+    body = correction(ask(running))
+
+    def post(_: int) -> Any:
+        return running.client().post("/v1/feedback", json=body, headers={"idempotency-key": "k"}).json()
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(post, range(50)))
+    assert len({answer["id"] for answer in answers}) == 1
+    assert len(given(running)) == 1
+
+
+def test_a_refused_request_does_not_use_up_its_key(running: Running) -> None:
+    one = correction(ask(running))
+    client, headers = running.client(), {"idempotency-key": "k"}
+    assert client.post("/v1/feedback", json={**one, "text": ""}, headers=headers).status_code == 400
+    assert client.post("/v1/feedback", json=one, headers=headers).status_code == 202
+
+
+# --- what became of it -------------------------------------------------------------------------------
+
+
+def test_feedback_is_told_to_its_author_and_to_admins(running: Running) -> None:
+    sent = running.client().post("/v1/feedback", json=correction(ask(running))).json()
+    path = f"/v1/feedback/{sent['id']}"
+    found = running.client().get(path).json()
+    assert (found["status"], found["kind"], found["text"]) == ("received", "correction", "Bramblewick.")
+    assert set(found) >= {"reason", "round", "policy", "superseded_by", "created", "completion_id"}
+    assert running.client("root-key").get(path).json() == found
+    for key, url in (("ben-key", path), ("ann-key", "/v1/feedback/fb-x")):
+        assert running.client(key).get(url).status_code == 404
+
+
+def test_feedback_is_listed_by_status_and_by_page(running: Running) -> None:
+    completion_id, client = ask(running), running.client()
+    ids = [
+        client.post("/v1/feedback", json=correction(completion_id, f"t{i}")).json()["id"] for i in range(3)
+    ]
+
+    def listed(**query: Any) -> tuple[list[str], bool]:
+        found = client.get("/v1/feedback", params=query).json()
+        return [one["id"] for one in found["data"]], found["has_more"]
+
+    assert listed() == (ids, False)
+    assert listed(status="received") == (ids[2:], False)
+    assert listed(limit=2) == (ids[:2], True)
+    assert listed(limit=2, after=ids[1]) == (ids[2:], False)
+    assert running.client("ben-key").get("/v1/feedback").json()["data"] == []
+    assert len(running.client("root-key").get("/v1/feedback").json()["data"]) == 3
+    refused = client.get("/v1/feedback", params={"status": "lost"})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "status"
+
+
+def test_withdrawn_feedback_is_left_out(running: Running) -> None:
+    client = running.client()
+    sent = client.post("/v1/feedback", json=correction(ask(running))).json()
+    path = f"/v1/feedback/{sent['id']}"
+    assert running.client("ben-key").delete(path).status_code == 404
+    assert client.delete(path).json()["status"] == "withdrawn"
+    assert client.get(path).json()["status"] == "withdrawn"
+    assert running.log.payloads(FeedbackWithdrawn) == [FeedbackWithdrawn(feedback_id=sent["id"], by="ann")]
+    keys = {r.partition_key for r in running.log.read({})[0] if r.stream == "feedback"}
+    assert len(keys) == 1, "both in one partition, so that every reader sees them in this order"
+
+
+# --- preview -----------------------------------------------------------------------------------------
+
+
+def test_a_preview_asks_the_base_with_the_feedback_in_its_context(running: Running) -> None:
+    completion_id = ask(running, "What is it called?")
+    body = correction(completion_id, check={"contains": "BRAMBLEwick"})
+    found = running.client().post("/v1/feedback/preview", json=body).json()
+    assert "Bramblewick." in found["text"]
+    assert found["check_passed"] is True
+    asked = running.vllm.requests[-1]
+    assert (asked["model"], asked["temperature"]) == ("apprentice@000000", 0.0)
+    assert "What is it called?" in asked["messages"][-1]["content"]
+    assert given(running) == []
+
+
+def test_a_preview_of_a_demonstration_needs_no_completion(running: Running) -> None:
+    body = {"kind": "demonstration", "messages": [{"role": "user", "content": "q?"}], "text": "a!"}
+    found = running.client().post("/v1/feedback/preview", json=body).json()
+    assert "a!" in found["text"]
+    assert found["check_passed"] is None
+
+
+def test_what_has_no_teacher_cannot_be_previewed(running: Running) -> None:
+    rating = {"completion_id": ask(running), "kind": "rating", "value": 1}
+    refused = running.client().post("/v1/feedback/preview", json=rating)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "nothing_to_preview")
+    unknown = running.gateway.receipts.mint("chat", "0" * 32, "ann", "f" * 16)
+    refused = running.client().post("/v1/feedback/preview", json=correction(unknown))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "completion_unknown")

@@ -1,0 +1,94 @@
+from buffer.records import AliasMoved, ReleaseRejected
+from buffer.view import Alias
+from server.follow import candidate, kept
+from tests.server.running import Running
+from tests.server.test_learning import passed, planned, release, wait_for_live, write
+
+
+def moves(*versions: int) -> Alias:
+    made = tuple(
+        AliasMoved(alias="apprentice", version=v, epoch=i, why="promote", by="op")
+        for i, v in enumerate(versions)
+    )
+    return Alias(versions[-1] if versions else 0, len(versions), made)
+
+
+def test_the_recent_policies_and_the_base_are_kept() -> None:
+    assert kept(moves()) == [0, 0]
+    assert kept(moves(1, 2, 3, 4)) == [4, 3, 2, 0]
+    assert kept(moves(1, 2, 3, 4, 3)) == [3, 4, 2, 0]
+
+
+def test_nothing_is_a_candidate_where_no_round_has_passed() -> None:
+    assert candidate([], moves(), []) is None
+
+
+def test_a_release_becomes_live_and_the_log_says_so(running: Running) -> None:
+    release(running, 1)
+    assert running.log.payloads(AliasMoved) == [
+        AliasMoved(alias="apprentice", version=1, epoch=0, why="release", by="server")
+    ]
+    assert running.policies.installed == [1]
+    body = {"model": "apprentice", "messages": [{"role": "user", "content": "x"}]}
+    assert running.client().post("/v1/chat/completions", json=body).headers["x-policy"] == "apprentice@000001"
+
+
+def test_old_policies_are_let_go(running: Running) -> None:
+    release(running, 1, 2, 3, 4)
+    running.run(running.gateway.until(lambda: set(running.policies.resident) == {0, 2, 3, 4}))
+
+
+def test_a_release_that_fails_its_probe_is_rejected_and_not_served(running: Running) -> None:
+    release(running, 1)
+    running.policies.bad = {2}
+    write(running, planned(2, 1), passed(2))
+    running.run(running.gateway.until(lambda: 2 in running.gateway.buffer.view.rejected()))
+    assert running.gateway.live == 1
+    assert running.log.payloads(ReleaseRejected) == [
+        ReleaseRejected(version=2, why="the probe of 2 differs", by="server")
+    ]
+    write(running, planned(3, 1), passed(3))
+    wait_for_live(running, 3)
+
+
+def test_a_release_that_grew_from_a_withdrawn_policy_is_not_promoted(running: Running) -> None:
+    release(running, 1, 2)
+    write(running, planned(3, 2))
+    running.client("root-key").post("/v1/policies/rollback")
+    write(running, passed(3), planned(4, 1), passed(4))
+    wait_for_live(running, 4)
+    assert [m.version for m in running.gateway.alias_now().moves] == [1, 2, 1, 4]
+
+
+def test_a_rolled_back_release_is_not_promoted_again(running: Running) -> None:
+    release(running, 1, 2)
+    running.client("root-key").post("/v1/policies/rollback")
+    write(running, planned(3, 1))
+    assert running.gateway.live == 1
+    assert [m.version for m in running.gateway.alias_now().moves] == [1, 2, 1]
+
+
+def test_what_passed_while_nobody_looked_is_found(running: Running) -> None:
+    running.stop_following()
+    write(running, planned(1, 0), passed(1), planned(2, 0), passed(2))
+    running.follow()
+    wait_for_live(running, 2)
+
+
+def test_another_replicas_move_is_followed(running: Running) -> None:
+    release(running, 1, 2)
+    write(running, AliasMoved(alias="apprentice", version=1, epoch=2, why="rollback", by="elsewhere"))
+    wait_for_live(running, 1)
+
+
+def test_a_live_policy_that_cannot_be_loaded_leaves_the_one_before_in_place(running: Running) -> None:
+    release(running, 1)
+    running.policies.bad = {2}
+    running.stop_following()
+    write(running, planned(2, 1), passed(2))
+    write(running, AliasMoved(alias="apprentice", version=2, epoch=1, why="release", by="elsewhere"))
+    running.follow()
+    write(running, planned(3, 2), passed(3))
+    body = {"model": "apprentice", "messages": [{"role": "user", "content": "x"}]}
+    assert running.client().post("/v1/chat/completions", json=body).headers["x-policy"] == "apprentice@000001"
+    assert running.client().get("/readyz").status_code == 200

@@ -1,0 +1,208 @@
+"""The gateway as a process, in front of a scripted vLLM."""
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from server.__main__ import listen, url_of
+from tests.server.scripted_vllm import ScriptedVLLM
+
+ASKED = {"model": "apprentice", "messages": [{"role": "user", "content": "one two"}]}
+
+
+class Processes:
+    """Starts gateways on one state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.state = directory / "state"
+        self.vllm = ScriptedVLLM()
+        self._socket = directory / "v.sock"
+        self._model = directory / "model"
+        self._model.mkdir()
+        weights = {"model.layers.0.self_attn.q_proj.weight": np.zeros((4, 4), np.float32)}
+        save_file(weights, self._model / "model.safetensors")
+        (self._model / "config.json").write_text("{}")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.on_loop(self.vllm.start(self._socket))
+        self.started: list[subprocess.Popen[str]] = []
+
+    def on_loop(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    def start(self, **env: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "server", "--state", str(self.state)],
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("APPRENTICE_")},
+                "APPRENTICE_MODEL": str(self._model),
+                "APPRENTICE_ENGINE_URL": f"unix:{self._socket}",
+                "APPRENTICE_SERVER_PORT": "0",
+                **env,
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def wait_until_ready(self) -> str:
+        """The URL of the gateway that has become ready."""
+        for _ in range(600):
+            try:
+                url = str(json.loads((self.state / "run" / "server.json").read_text())["url"])
+                if httpx.get(f"{url}/readyz").status_code == 200:
+                    return url
+            except (OSError, httpx.TransportError):
+                pass
+            time.sleep(0.05)
+        raise AssertionError("the gateway did not become ready")
+
+    def close(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.communicate()
+        self.on_loop(self.vllm.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    made = Processes(tmp_path)
+    yield made
+    made.close()
+
+
+def test_it_serves_drains_and_keeps_what_it_promised(processes: Processes) -> None:
+    first = processes.start()
+    url = processes.wait_until_ready()
+    run_file = processes.state / "run" / "server.json"
+    assert json.loads(run_file.read_text())["pid"] == first.pid
+    secret = processes.state / "secret"
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    completion_id = httpx.post(f"{url}/v1/chat/completions", json=ASKED).json()["id"]
+
+    slow = {**ASKED, "messages": [{"role": "user", "content": "/slow a b"}], "stream": True}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=slow, timeout=30) as reply:
+        lines = reply.iter_lines()
+        next(lines)
+        first.send_signal(signal.SIGTERM)
+        processes.on_loop(until_refused(url))
+        processes.on_loop(release(processes.vllm))
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert first.wait(30) == 0
+    assert not run_file.exists()
+
+    before = secret.read_bytes()
+    processes.start()
+    url = processes.wait_until_ready()
+    assert secret.read_bytes() == before
+    stored = httpx.get(f"{url}/v1/chat/completions").json()["data"]
+    assert [c["status"] for c in stored] == ["complete", "complete"]
+    feedback = {"completion_id": completion_id, "kind": "correction", "text": "three"}
+    assert httpx.post(f"{url}/v1/feedback", json=feedback).status_code == 202
+
+
+async def until_refused(url: str) -> None:
+    async with httpx.AsyncClient() as client:
+        for _ in range(600):
+            try:
+                await client.get(f"{url}/healthz")
+            except httpx.TransportError:
+                return
+            await asyncio.sleep(0.05)
+    raise AssertionError("the gateway went on listening")
+
+
+async def release(vllm: ScriptedVLLM) -> None:
+    vllm.release.set()
+
+
+def test_a_second_signal_ends_it_at_once_and_what_came_is_kept(processes: Processes) -> None:
+    process = processes.start()
+    url = processes.wait_until_ready()
+    slow = {**ASKED, "messages": [{"role": "user", "content": "/slow a b"}], "stream": True}
+    with (
+        pytest.raises(httpx.TransportError),
+        httpx.stream("POST", f"{url}/v1/chat/completions", json=slow, timeout=30) as reply,
+    ):
+        lines = reply.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        processes.on_loop(until_refused(url))
+        process.send_signal(signal.SIGTERM)
+        list(lines)
+    assert process.wait(30) == 0
+    processes.start()
+    url = processes.wait_until_ready()
+    (stored,) = httpx.get(f"{url}/v1/chat/completions").json()["data"]
+    assert stored["status"] == "aborted"
+
+
+def test_one_gateway_owns_a_state_directory(processes: Processes) -> None:
+    processes.start()
+    processes.wait_until_ready()
+    second = processes.start()
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert "another gateway owns" in said
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"APPRENTICE_SERVER_HOST": "0.0.0.0"}, "[server.keys]"),  # noqa: S104
+        ({"APPRENTICE_MODEL": "smollm2-135m-instruct"}, "has not been fetched"),
+        ({"APPRENTICE_SERVER_PROT": "1"}, "port"),
+    ],
+)
+def test_a_wrong_configuration_is_told_and_ends_with_2(
+    processes: Processes, env: dict[str, str], said: str
+) -> None:
+    process = processes.start(**env)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said in errors
+
+
+def test_it_listens_and_says_so_while_the_engine_is_starting(processes: Processes) -> None:
+    processes.start(APPRENTICE_ENGINE_URL="unix:/nowhere/at/all.sock")
+    run_file = processes.state / "run" / "server.json"
+    for _ in range(600):
+        if run_file.exists():
+            break
+        time.sleep(0.05)
+    url = json.loads(run_file.read_text())["url"]
+    assert httpx.get(f"{url}/healthz").status_code == 200
+    for refused in (httpx.get(f"{url}/readyz"), httpx.post(f"{url}/v1/chat/completions", json=ASKED)):
+        assert refused.status_code == 503
+        assert "retry-after" in refused.headers
+
+
+def test_a_taken_port_is_found_out_first() -> None:
+    taken = listen("127.0.0.1", 0)
+    with taken, pytest.raises(OSError):
+        listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_the_url_is_one_that_a_client_can_use() -> None:
+    for host, shown in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]")):  # noqa: S104
+        with listen(host, 0) as listening:
+            assert url_of(listening) == f"http://{shown}:{listening.getsockname()[1]}"
