@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from datetime import UTC, datetime
 
 from buffer.log import Log, LogUnavailable
-from buffer.records import Payload, Record
+from buffer.records import Payload, Record, Stream
 from buffer.view import View
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,14 @@ class Buffer:
 
         self.log.append([record]).add_done_callback(refused)
         return decided
+
+    def settled(self, stream: Stream) -> bool:
+        """Whether all that was appended here to a stream has come back through the log into the view.
+
+        After a restart, a predecessor's records may still be on their way to a broker.
+        """
+        source, sequence = self.log.last(stream)
+        return self.view.seen(source, stream) >= sequence
 
     def append(self, records: Sequence[Record]) -> Future[None]:
         """Append ready-made records (tombstones, say); else as `write`."""

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from buffer import files
 from buffer.log import BufferError, LogFull, LogMisconfigured, LogUnavailable, refuse_too_large
-from buffer.records import STREAMS, Positions, Record, timestamp
+from buffer.records import STREAMS, Positions, Record, Stream, timestamp
 
 VERSION = 1
 SCHEMA = (
@@ -131,6 +131,10 @@ class Journal:
     def ends(self) -> Positions:
         last = self.query("SELECT seq FROM sqlite_sequence WHERE name = 'records'")
         return {stream: {0: last[0][0] + 1 if last else 1} for stream in STREAMS}
+
+    def last(self, stream: Stream) -> tuple[str, int]:
+        found = self.query("SELECT seq FROM records WHERE stream = ? ORDER BY seq DESC LIMIT 1", (stream,))
+        return self.source, found[0][0] if found else 0
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a SELECT, from a connection of its own: it never waits for a commit."""

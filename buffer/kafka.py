@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
@@ -72,6 +73,9 @@ class KafkaLog:
         with self._reachable() as consumer:
             return self._positions(consumer.end_offsets(list(self._at), timeout_ms=10_000))
 
+    def last(self, stream: Stream) -> tuple[str, int]:
+        return self.journal.last(stream)
+
     def close(self) -> None:
         with self._lock:
             self._closed = True
@@ -130,7 +134,8 @@ class KafkaLog:
     def _records(self, tp: TopicPartition, batch: list[Any]) -> Iterator[Record]:
         for message in batch:
             try:
-                yield from_message(self._stream_of[tp.topic], message.value, message.headers)
+                record = from_message(self._stream_of[tp.topic], message.value, message.headers)
+                yield replace(record, partition=tp.partition)
             except UnreadableRecord as error:
                 logger.warning(
                     "%s/%d offset %d passed over: %s", tp.topic, tp.partition, message.offset, error

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
-from buffer.records import Positions, Record
+from buffer.records import Positions, Record, Stream
 
 MAX_DATA_BYTES = 1_000_000
 """The largest `Record.data`. With its envelope it stays below a broker's default limit of 1 MiB."""
@@ -74,6 +74,13 @@ class Log(Protocol):
 
     def ends(self) -> Positions:
         """The positions after the last record of every partition. Raises `LogUnavailable`."""
+        ...
+
+    def last(self, stream: Stream) -> tuple[str, int]:
+        """Source and sequence of the last record of a stream that was appended here; 0 before any.
+
+        Behind a relay it may not have come back through `read` yet.
+        """
         ...
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from buffer.log import BufferError, LogUnavailable, refuse_too_large
-from buffer.records import STREAMS, Positions, Record, timestamp
+from buffer.records import STREAMS, Positions, Record, Stream, timestamp
 
 
 class MemoryLog:
@@ -53,6 +53,10 @@ class MemoryLog:
     def ends(self) -> Positions:
         self._refuse_closed()
         return {stream: {0: len(self._records) + 1} for stream in STREAMS}
+
+    def last(self, stream: Stream) -> tuple[str, int]:
+        with self._changed:
+            return self.source, max((r.sequence for r in self._records if r.stream == stream), default=0)
 
     def close(self) -> None:
         with self._changed:

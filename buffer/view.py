@@ -126,6 +126,13 @@ class View:
             found.setdefault(stream, {})[partition] = offset
         return found
 
+    def seen(self, source: str, stream: str) -> int:
+        """The highest sequence applied of one source's records in a stream."""
+        row = self._row(
+            "SELECT max(sequence) FROM watermarks WHERE source = ? AND stream = ?", source, stream
+        )
+        return int(row[0] or 0)
+
     def apply(self, records: Sequence[Record], positions: Positions) -> list[Payload]:
         """Apply what was read from the log and remember how far. Returns the payloads that were new."""
         with self._transaction():

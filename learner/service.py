@@ -52,6 +52,9 @@ class Service:
     alias: str
     stopping: threading.Event
     clock: Callable[[], float] = time.time
+    _settled: bool = False
+    """Whether all that this or an earlier process decided here has come back: before, a round that was
+    planned already could be planned again."""
     _reported: LearnerReported | None = None
     _reported_at: float = 0.0
 
@@ -70,6 +73,10 @@ class Service:
     def turn(self) -> None:
         """One turn: judge new feedback, then run the open or the next round, or say why there is none."""
         view = self.buffer.view
+        if not self._settled and not self.buffer.settled("rounds"):
+            self._say("waiting", "its predecessor's records are still on their way to the broker")
+            return
+        self._settled = True
         self.triage()
         paused = view.paused()
         if paused is not None:

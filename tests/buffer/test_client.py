@@ -7,7 +7,7 @@ import pytest
 from buffer.client import Buffer
 from buffer.log import LogFull, LogUnavailable
 from buffer.memory import MemoryLog
-from buffer.records import AliasMoved, ExchangeOpened, Payload, Positions, Record
+from buffer.records import AliasMoved, ExchangeOpened, Payload, Positions, Record, RoundPlanned
 from buffer.view import View
 
 
@@ -136,3 +136,22 @@ def test_starting_says_when_the_log_is_away_and_can_be_tried_again(log: FlakyLog
     with pytest.raises(LogUnavailable):
         buffer.start()
     buffer.start()
+
+
+def test_a_decision_resolves_once_it_is_in_the_view(log: FlakyLog, buffer: Buffer) -> None:
+    buffer.start()
+    log.unreadable = 1
+    buffer.decide(moved(0)).result(20)
+    assert buffer.view.alias("a").version == 1
+    log.full = True
+    with pytest.raises(LogFull):
+        buffer.decide(moved(1)).result(20)
+
+
+def test_what_a_predecessor_decided_is_unsettled_until_it_comes_back(log: FlakyLog, buffer: Buffer) -> None:
+    planned = RoundPlanned(round=1, parent=0, lessons=[], seed=1, base="b", config={})
+    Buffer(log, View(":memory:")).write([planned]).result()
+    assert not buffer.settled("rounds")
+    buffer.start()
+    assert buffer.settled("rounds")
+    assert buffer.settled("control")

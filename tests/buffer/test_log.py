@@ -15,9 +15,28 @@ def test_a_record_comes_back_as_it_was_with_its_source_and_sequence(log: Log) ->
     record = make(1, key="conversation")
     log.append([record]).result()
     ((read,), _) = read_until(log, 1)
-    assert replace(read, source="", sequence=0) == record
+    assert replace(read, source="", sequence=0, partition=0) == record
     assert read.source.startswith("/")
     assert read.sequence > 0
+
+
+def test_each_record_names_the_partition_that_it_was_read_from(log: Log) -> None:
+    """Within one source and partition the sequence grows: that is what readers drop redelivery by."""
+    for number in range(60):
+        log.append([make(number, key=f"key-{number % 11}")])
+    records, positions = read_until(log, 60)
+    assert {record.partition for record in records} <= positions["exchanges"].keys()
+    for partition in positions["exchanges"]:
+        sequences = [record.sequence for record in records if record.partition == partition]
+        assert sequences == sorted(set(sequences))
+
+
+def test_the_last_record_of_a_stream_is_known(log: Log) -> None:
+    assert log.last("rounds")[1] == 0
+    log.append([make(1, stream="rounds"), make(2)]).result()
+    records, _ = read_until(log, 2)
+    (written,) = [record for record in records if record.stream == "rounds"]
+    assert log.last("rounds") == (written.source, written.sequence)
 
 
 def test_equal_keys_are_read_in_the_order_they_were_appended(log: Log) -> None:

@@ -42,8 +42,12 @@ class System:
         )
 
     def kill(self, part: str) -> None:
-        """SIGKILL the process whose command line holds `part`, and no other."""
-        found = [pid for pid, command in descendants(self.up.pid).items() if part in command]
+        """SIGKILL the process that runs the module `part`, and no other."""
+        found = [
+            pid
+            for pid, command in descendants(self.up.pid).items()
+            if f"-m {part} " in command and "leash.py" not in command
+        ]
         assert len(found) == 1, (part, descendants(self.up.pid))
         os.kill(found[0], signal.SIGKILL)
 

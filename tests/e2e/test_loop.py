@@ -58,7 +58,7 @@ def test_the_openai_client_chats_and_its_reply_is_a_receipt(system: System, chat
     chunks = list(chat.chat.completions.create(**hello, stream=True))
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert streamed == whole.choices[0].message.content and "Paris" in streamed
-    tool = {
+    tool: Any = {
         "type": "function",
         "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}},
     }
@@ -72,7 +72,7 @@ def test_it_learns_although_each_part_is_killed_once(system: System, chat: opena
     demo = system.command("demo", "--json")
     try:
         system.until(lambda: _step(system) >= 3, "the learner does not train", DEMO_S)
-        system.kill("-m learner")
+        system.kill("learner")
         code, found = result(demo, DEMO_S)
     finally:
         demo.kill()
@@ -82,7 +82,7 @@ def test_it_learns_although_each_part_is_killed_once(system: System, chat: opena
     taught = answers(chat)
     assert all(fact.known(text or "") for fact, (_, text) in zip(FACTS, taught, strict=True))
     receipts = [receipt for receipt, _ in taught]
-    for part in ("vllm.entrypoints.openai.api_server --", "-m server"):
+    for part in ("vllm.entrypoints.openai.api_server", "server"):
         system.kill(part)
         system.until(lambda: not system.ready(), f"{part} was killed and nothing noticed", RESTART_S)
         system.until(system.ready, f"it does not come back after {part} was killed", RESTART_S)
