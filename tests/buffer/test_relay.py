@@ -76,11 +76,11 @@ def configure(directory: Path, settings: BufferConfig) -> None:
 
 
 @contextmanager
-def relay_process(directory: Path, *, ready: bool = True) -> Iterator[subprocess.Popen[str]]:
+def relay_process(directory: Path, *arguments: str, ready: bool = True) -> Iterator[subprocess.Popen[str]]:
     """`python -m buffer` in that directory, once it is ready."""
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
-        [sys.executable, "-m", "buffer"],
+        [sys.executable, "-m", "buffer", *arguments],
         cwd=directory,
         env=os.environ | {"PYTHONPATH": str(root)},
         stderr=subprocess.PIPE,
@@ -175,7 +175,7 @@ def test_the_journal_forgets_what_the_broker_has_had_for_long(
 @kafka
 def test_a_signal_drains(tmp_path: Path, settings: BufferConfig) -> None:
     configure(tmp_path, settings)
-    with relay_process(tmp_path) as process:
+    with relay_process(tmp_path, "--drain", "120") as process:
         journal = Journal(tmp_path / ".apprentice" / "journal.db")
         journal.append([make(number, data=b"x" * 1000) for number in range(3000)]).result()
         process.send_signal(signal.SIGTERM)

@@ -143,13 +143,13 @@ def test_what_vllm_finds_wrong_is_the_clients_to_correct(gateway: tuple[Gateway,
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "request_class"),
+    ("endpoint", "folder", "name"),
     [
-        ("chat", "chat_completion/protocol.py:ChatCompletionRequest"),
-        ("completions", "completion/protocol.py:CompletionRequest"),
+        ("chat", "chat_completion", "ChatCompletionRequest"),
+        ("completions", "completion", "CompletionRequest"),
     ],
 )
-def test_every_forwarded_field_is_one_that_vllm_knows(endpoint: Endpoint, request_class: str) -> None:
+def test_every_forwarded_field_is_one_that_vllm_knows(endpoint: Endpoint, folder: str, name: str) -> None:
     """vLLM ignores what it does not know, so such a field would silently do nothing."""
     spec = importlib.util.find_spec("vllm")
     assert spec is not None and spec.origin is not None

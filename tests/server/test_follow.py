@@ -1,5 +1,5 @@
-from buffer.records import AliasMoved, ReleaseRejected
-from buffer.view import Alias
+from buffer.records import AliasMoved, ReleaseRejected, RoundEnded
+from buffer.view import Alias, Round
 from server.follow import candidate, kept
 from tests.server.running import Running
 from tests.server.test_learning import passed, planned, release, wait_for_live, write
@@ -19,8 +19,25 @@ def test_the_recent_policies_and_the_base_are_kept() -> None:
     assert kept(moves(1, 2, 3, 4, 3)) == [3, 4, 2, 0]
 
 
-def test_nothing_is_a_candidate_where_no_round_has_passed() -> None:
-    assert candidate([], moves(), []) is None
+def made(version: int, parent: int) -> Round:
+    return Round(planned(version, parent), 0.0, passed(version), 1.0)
+
+
+def test_a_candidate_grew_from_the_live_policy_and_is_new() -> None:
+    def next_(rounds: list[Round], alias: Alias, *rejected: int) -> int | None:
+        found = candidate(rounds, alias, rejected)
+        return found.version if found is not None else None
+
+    refused = Round(planned(4, 1), 0.0, RoundEnded(round=4, verdict="refused"), 1.0)
+    running = Round(planned(5, 1), 0.0, None, None)
+    assert next_([], moves()) is None
+    assert next_([made(1, 0)], moves()) == 1
+    assert next_([made(1, 0)], moves(1)) is None
+    assert next_([made(1, 0), made(2, 1), made(3, 1), refused, running], moves(1)) == 3
+    assert next_([made(1, 0), made(2, 1), made(3, 1)], moves(1), 3) == 2
+    assert next_([made(1, 0), made(2, 1), made(3, 2)], moves(1, 2, 1)) is None, (
+        "3 grew from what was withdrawn"
+    )
 
 
 def test_a_release_becomes_live_and_the_log_says_so(running: Running) -> None:

@@ -75,15 +75,6 @@ def chunked(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     chunks = draw(interleaved(chunks, len(choices)))
     start: dict[str, Any] = {"index": 0, "delta": {"role": "assistant", "content": ""}}
     chunks.insert(0, {"choices": [start], "prompt_token_ids": [7]})
-    chunks.append({"choices": [{
-                "index": index, "delta": delta, "token_ids": ids,
-                "logprobs": {"content": logprobs} if logprobs else None,
-                "finish_reason": "stop" if position == pieces - 1 else None,
-            }]})  # fmt: skip
-    chunks = draw(interleaved(chunks, len(choices)))
-    chunks.insert(
-        0, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "prompt_token_ids": [7]}
-    )
     chunks.append({"choices": [], "usage": {"total_tokens": 3, "prompt_tokens_details": None}})
     return {"choices": choices, "prompt_token_ids": [7], "usage": {"total_tokens": 3}}, chunks
 
