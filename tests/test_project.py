@@ -46,3 +46,25 @@ def test_the_lock_covers_what_the_project_asks_for() -> None:
     pinned = {re.sub("[-_.]+", "-", line.partition("==")[0]).lower() for line in lock.splitlines()}
     names = {re.sub("[-_.]+", "-", re.split(r"[^\w.-]", r)[0]).lower() for r in asked}
     assert names - pinned == set()
+
+
+def test_the_readme_maps_every_file_and_no_other() -> None:
+    map_ = (
+        (ROOT / "README.md")
+        .read_text()
+        .partition("## Where things are")[2]
+        .partition("```")[2]
+        .partition("```")[0]
+    )
+    named: set[str] = set()
+    for line in map_.splitlines():
+        if found := re.match(r"(\w+)/ ", line):
+            package = found.group(1)
+        elif found := re.match(r"  (\w+\.py) +\S", line):
+            named.add(f"{package}/{found.group(1)}")
+    there = {
+        str(path.relative_to(ROOT))
+        for name in ("server", "buffer", "learner")
+        for path in (ROOT / name).glob("*.py")
+    }
+    assert named == {path for path in there if not path.endswith("__init__.py")}
