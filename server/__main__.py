@@ -20,7 +20,7 @@ from buffer.adapters import base_digest
 from buffer.backend import open_log
 from buffer.client import Buffer
 from buffer.config import BufferConfig, ConfigError, Shared, load
-from buffer.log import BufferError, LogUnavailable
+from buffer.log import BufferError
 from buffer.models import model_directory
 from buffer.view import View
 from server.app import create_app
@@ -124,6 +124,7 @@ async def serve(settings: Settings, model: Path) -> None:
         )
     )
     working = asyncio.create_task(follow(gateway))
+    working.add_done_callback(lambda _: setattr(server, "should_exit", True))
     run_file = state / RUN_FILE
     try:
         await engine.start()
@@ -147,17 +148,25 @@ async def serve(settings: Settings, model: Path) -> None:
 
 
 async def follow(gateway: Gateway) -> None:
-    """Read the log up to its end, then follow it. Until then the gateway answers, but is not ready."""
-    while True:
-        try:
-            await asyncio.to_thread(gateway.buffer.start)
-            break
-        except LogUnavailable as error:
-            gateway.not_ready = f"the log cannot be read: {error}"
-            logger.warning("the log cannot be read, trying again: %s", error)
-            await asyncio.sleep(RETRY_S)
-    gateway.not_ready = "the live policy has not been loaded yet"
-    await Follower(gateway).run()
+    """Read the log up to its end, then follow it.
+
+    While it cannot be read, what the view knows from earlier is served: an outage fails no request.
+    """
+    follower = Follower(gateway)
+    async with asyncio.TaskGroup() as tasks:
+        following = None
+        while gateway.behind is not None:
+            try:
+                await asyncio.to_thread(gateway.buffer.start)
+                gateway.behind = None
+            except BufferError as error:
+                if following is None:
+                    following = tasks.create_task(follower.run())
+                gateway.behind = f"the log cannot be read: {error}"
+                logger.warning("%s; trying again", gateway.behind)
+                await asyncio.sleep(RETRY_S)
+        gateway.news.ring()
+        following = following or tasks.create_task(follower.run())
 
 
 def listen(host: str, port: int) -> socket.socket:

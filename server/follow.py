@@ -82,7 +82,8 @@ class Follower:
         gateway.require_engine()
         alias = await asyncio.to_thread(gateway.alias_now)
         await self._serve(alias)
-        if gateway.live == alias.version and (release := await asyncio.to_thread(self._candidate, alias)):
+        decided = gateway.live == alias.version and gateway.behind is None
+        if decided and (release := await asyncio.to_thread(self._candidate, alias)):
             await self._try(release, alias)
             alias = await asyncio.to_thread(gateway.alias_now)
             await self._serve(alias)
@@ -106,10 +107,10 @@ class Follower:
                 return
         else:
             if gateway.live != alias.version:
-                logger.info("serving policy %d instead of %d", alias.version, gateway.live)
+                logger.info("serving policy %d", alias.version)
                 gateway.live = alias.version
                 gateway.news.ring()  # for who waits until it is served
-        gateway.metrics.live_policy.set(gateway.live)
+            gateway.metrics.live_policy.set(alias.version)
         gateway.not_ready = None
 
     async def _try(self, release: Release, alias: Alias) -> None:

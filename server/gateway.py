@@ -19,7 +19,7 @@ from server import transcript, translate
 from server.config import ServerConfig
 from server.engine import Engine
 from server.errors import EngineUnavailable, RequestRefused
-from server.identity import Keys, Principal, Receipts
+from server.identity import LOCAL, Keys, Principal, Receipts, is_from_here
 from server.metrics import Metrics
 from server.news import News
 from server.policies import Policies
@@ -42,10 +42,12 @@ class Gateway:
     news: News
     name: str = "server"
     """Who moved the alias, where no person did."""
-    live: int = 0
+    live: int | None = None
     """The version that the alias stands for here: the log's, once the follower has loaded it."""
-    not_ready: str | None = "the log has not been read yet"
-    """Why this gateway is not ready apart from its engine: no policy served, say."""
+    behind: str | None = "the log has not been read yet"
+    """Why what the view knows may be old."""
+    not_ready: str | None = "the live policy has not been loaded yet"
+    """Why the live policy does not answer, apart from the engine."""
     keys: Keys = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,8 +56,15 @@ class Gateway:
     # --- callers -------------------------------------------------------------------------------------
 
     def principal(self, request: Request) -> Principal:
-        """Who calls. Raises `RequestRefused` (401) for a stranger."""
-        found = self.keys.principal(request.headers.get("authorization"))
+        """Who calls. Raises `RequestRefused` (401, or 403 for another site's page in a browser here)."""
+        headers = request.headers
+        found = self.keys.principal(headers.get("authorization"))
+        if found is LOCAL and not is_from_here(headers.get("host"), headers.get("origin")):
+            raise RequestRefused(
+                "without keys only programs on this machine may call, and not other sites' pages",
+                "configure [server.keys], or call http://127.0.0.1 directly",
+                code="not_local", status=403,
+            )  # fmt: skip
         if found is None:
             raise RequestRefused(
                 "no valid API key", "send Authorization: Bearer KEY with a key of [server.keys]",
@@ -108,10 +117,10 @@ class Gateway:
 
     def resolve(self, model: str) -> int:
         """The version that a model name stands for. Raises `RequestRefused`, `EngineUnavailable`."""
-        version = translate.resolve(model, alias=self.alias, live=self.live, resident=self.policies.resident)
-        if version not in self.policies.resident:
-            raise EngineUnavailable(self.not_ready or f"policy {version} is being loaded")
-        return version
+        resident = self.policies.resident
+        if model == self.alias and self.live not in resident:
+            raise EngineUnavailable(self.not_ready or f"policy {self.live} is being loaded")
+        return translate.resolve(model, alias=self.alias, live=self.live or 0, resident=resident)
 
     def alias_now(self) -> Alias:
         """Where the log says the alias points. Reads the view: not for the event loop."""
@@ -156,8 +165,9 @@ class Gateway:
         An engine is ready once the base policy is loaded and warm.
         """
         self.require_engine()
-        if self.not_ready is not None:
-            raise EngineUnavailable(self.not_ready)
+        for reason in (self.behind, self.not_ready):
+            if reason is not None:
+                raise EngineUnavailable(reason)
 
 
 def no_policy(version: int) -> RequestRefused:

@@ -13,6 +13,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from server.config import is_loopback
 
 Endpoint = Literal["chat", "completions"]
 PREFIXES: Mapping[Endpoint, str] = {"chat": "chatcmpl", "completions": "cmpl"}
@@ -53,6 +56,19 @@ class Keys:
             if hmac.compare_digest(digest, expected):
                 found = principal
         return found if scheme.lower() == "bearer" else None
+
+
+def is_from_here(host: str | None, origin: str | None) -> bool:
+    """Whether a request to a server without keys may be trusted, by its `Host` and `Origin` headers.
+
+    A page of any web site can make a browser on this machine send requests to loopback: with the site's
+    origin, or, after it has pointed its own name at 127.0.0.1, with that name as the host.
+    """
+    try:
+        name = urlsplit(f"//{host or ''}").hostname or ""
+        return is_loopback(name) and (origin is None or urlsplit(origin).netloc == host)
+    except ValueError:
+        return False
 
 
 class Receipts:

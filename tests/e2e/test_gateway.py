@@ -43,7 +43,7 @@ def gateway(engine: Served) -> Iterator[tuple[Gateway, str]]:
         buffer = Buffer(MemoryLog(), View(":memory:"), news.tell)
         gateway = Gateway(
             alias="apprentice", config=ServerConfig(port=0), engine=engine.engine, policies=engine.policies,
-            buffer=buffer, receipts=Receipts(bytes(32)), metrics=Metrics(buffer), news=news, not_ready=None,
+            buffer=buffer, receipts=Receipts(bytes(32)), metrics=Metrics(buffer), news=news, live=0,
         )  # fmt: skip
         await asyncio.to_thread(buffer.start)
         return gateway, *await serve(gateway)

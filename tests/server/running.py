@@ -14,7 +14,7 @@ import openai
 import uvicorn
 
 from buffer.client import Buffer
-from buffer.log import BufferError
+from buffer.log import BufferError, LogUnavailable
 from buffer.memory import MemoryLog
 from buffer.records import PAYLOADS, Payload, Positions, Record
 from buffer.view import View
@@ -34,12 +34,13 @@ KEYS = {"ann": "ann-key", "ben": "ben-key", "root": "root-key"}
 
 
 class GatedLog(MemoryLog):
-    """A log whose appending can be made to fail."""
+    """A log whose appending and reading can be made to fail."""
 
     def __init__(self) -> None:
         super().__init__()
         self.failing: dict[str, BufferError] = {}
         """Record type to the error that appending one gives."""
+        self.unreadable = False
         self.batches: list[list[str]] = []
         """The types of each append's records."""
 
@@ -52,12 +53,19 @@ class GatedLog(MemoryLog):
         self.batches.append([record.type for record in records])
         return super().append(records)
 
+    def ends(self) -> Positions:
+        if self.unreadable:
+            raise LogUnavailable("the broker is away")
+        return super().ends()
+
     def payloads(self, *types: type[Payload]) -> list[Payload]:
         """What it holds, of these types."""
         positions: Positions = {}
         found: list[Record] = []
-        while batch := self.read(positions)[0]:
-            _, positions = self.read(positions)
+        while True:
+            batch, positions = self.read(positions)
+            if not batch:
+                break
             found += batch
         return [r.payload() for r in found if r.data is not None and PAYLOADS[r.type] in types]
 
@@ -76,16 +84,20 @@ class Running:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the gateway's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
+
+    def start(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Start a coroutine on the gateway's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def client(self, key: str = "ann-key", **more: Any) -> httpx.Client:
         headers = {"authorization": f"Bearer {key}"}
-        made = httpx.Client(base_url=self.url, headers=headers, timeout=30, **more)
+        made = httpx.Client(base_url=self.url, headers=headers, timeout=120, **more)
         self._clients.append(made)
         return made
 
     def openai(self, key: str = "ann-key") -> openai.OpenAI:
-        made = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
+        made = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
         self._clients.append(made)
         return made
 
@@ -124,7 +136,9 @@ class Running:
         await self.engine.start()
         await self.engine.wait_ready(20)
         await asyncio.to_thread(buffer.start)
+        self.gateway.behind = None
         await self._follow()
+        await self.gateway.until(lambda: self.gateway.live is not None)
         self._server, self._serving, self.url = await serve(self.gateway)
 
     async def _stop(self) -> None:

@@ -124,10 +124,10 @@ def test_health_is_the_process_and_readiness_is_everything(running: Running) -> 
     client = running.client("nobody")
     assert client.get("/healthz").status_code == 200
     assert client.get("/readyz").json() == {"status": "ready", "policy": "apprentice@000000"}
-    running.gateway.not_ready = "the log cannot be read"
+    running.gateway.behind = "the log cannot be read"
     refused = client.get("/readyz")
     assert (refused.status_code, error_of(refused)["message"]) == (503, "the log cannot be read")
-    running.gateway.not_ready = None
+    running.gateway.behind = None
     running.run(running.engine.stop())
     refused = client.get("/readyz")
     assert refused.status_code == 503

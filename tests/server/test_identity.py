@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.identity import LOCAL, Keys, Principal, Receipts, conversation_of
+from server.identity import LOCAL, Keys, Principal, Receipts, conversation_of, is_from_here
 
 SECRET = bytes(range(32))
 UUID = "01a20f57f5707000aad6684e726dc044"
@@ -40,6 +40,30 @@ def test_admins_are_those_listed() -> None:
     keys = Keys({"ann": sha("one"), "ben": sha("two")}, ["ann"])
     assert keys.principal("Bearer one") == Principal("ann", admin=True)
     assert keys.principal("Bearer two") == Principal("ben", admin=False)
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "trusted"),
+    [
+        ("127.0.0.1:8600", None, True),
+        ("localhost:8600", None, True),
+        ("[::1]:8600", None, True),
+        ("127.0.0.1:8600", "http://127.0.0.1:8600", True),
+        ("127.0.0.1:8600", "https://elsewhere.example", False),
+        ("127.0.0.1:8600", "http://127.0.0.1:3000", False),
+        ("127.0.0.1:8600", "null", False),
+        ("elsewhere.example:8600", None, False),
+        ("elsewhere.example:8600", "http://elsewhere.example:8600", False),
+        ("127.0.0.1.elsewhere.example", None, False),
+        ("[", None, False),
+        ("", None, False),
+        (None, None, False),
+    ],
+)
+def test_without_keys_a_web_page_from_elsewhere_is_not_trusted(
+    host: str | None, origin: str | None, trusted: bool
+) -> None:
+    assert is_from_here(host, origin) is trusted
 
 
 @given(principal=st.text(), other=st.text(), body=st.dictionaries(st.text(), st.text()))

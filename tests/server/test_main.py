@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from server.__main__ import listen, url_of
+from server.__main__ import follow, listen, url_of
+from tests.server.running import Running
 from tests.server.scripted_vllm import ScriptedVLLM
 
 ASKED = {"model": "apprentice", "messages": [{"role": "user", "content": "one two"}]}
@@ -43,7 +44,7 @@ class Processes:
         self.started: list[subprocess.Popen[str]] = []
 
     def on_loop(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
 
     def start(self, **env: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
@@ -63,7 +64,7 @@ class Processes:
 
     def wait_until_ready(self) -> str:
         """The URL of the gateway that has become ready."""
-        for _ in range(600):
+        for _ in range(2400):
             try:
                 url = str(json.loads((self.state / "run" / "server.json").read_text())["url"])
                 if httpx.get(f"{url}/readyz").status_code == 200:
@@ -100,14 +101,14 @@ def test_it_serves_drains_and_keeps_what_it_promised(processes: Processes) -> No
     completion_id = httpx.post(f"{url}/v1/chat/completions", json=ASKED).json()["id"]
 
     slow = {**ASKED, "messages": [{"role": "user", "content": "/slow a b"}], "stream": True}
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=slow, timeout=30) as reply:
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=slow, timeout=120) as reply:
         lines = reply.iter_lines()
         next(lines)
         first.send_signal(signal.SIGTERM)
         processes.on_loop(until_refused(url))
         processes.on_loop(release(processes.vllm))
         assert [line for line in lines if line][-1] == "data: [DONE]"
-    assert first.wait(30) == 0
+    assert first.wait(120) == 0
     assert not run_file.exists()
 
     before = secret.read_bytes()
@@ -120,9 +121,24 @@ def test_it_serves_drains_and_keeps_what_it_promised(processes: Processes) -> No
     assert httpx.post(f"{url}/v1/feedback", json=feedback).status_code == 202
 
 
+def test_without_keys_another_sites_page_can_teach_it_nothing(processes: Processes) -> None:
+    processes.start()
+    url = processes.wait_until_ready()
+    body = {"kind": "demonstration", "messages": ASKED["messages"], "text": "x"}
+    for headers in ({"origin": "https://elsewhere.example"}, {"host": "elsewhere.example"}):
+        for path, sent in (
+            ("/v1/feedback", body),
+            ("/v1/policies/rollback", None),
+            ("/v1/learning/pause", {}),
+        ):
+            refused = httpx.post(f"{url}{path}", json=sent, headers=headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "not_local")
+    assert httpx.post(f"{url}/v1/feedback", json=body).status_code == 202
+
+
 async def until_refused(url: str) -> None:
     async with httpx.AsyncClient() as client:
-        for _ in range(600):
+        for _ in range(2400):
             try:
                 await client.get(f"{url}/healthz")
             except httpx.TransportError:
@@ -141,7 +157,7 @@ def test_a_second_signal_ends_it_at_once_and_what_came_is_kept(processes: Proces
     slow = {**ASKED, "messages": [{"role": "user", "content": "/slow a b"}], "stream": True}
     with (
         pytest.raises(httpx.TransportError),
-        httpx.stream("POST", f"{url}/v1/chat/completions", json=slow, timeout=30) as reply,
+        httpx.stream("POST", f"{url}/v1/chat/completions", json=slow, timeout=120) as reply,
     ):
         lines = reply.iter_lines()
         next(lines)
@@ -149,7 +165,7 @@ def test_a_second_signal_ends_it_at_once_and_what_came_is_kept(processes: Proces
         processes.on_loop(until_refused(url))
         process.send_signal(signal.SIGTERM)
         list(lines)
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     processes.start()
     url = processes.wait_until_ready()
     (stored,) = httpx.get(f"{url}/v1/chat/completions").json()["data"]
@@ -160,7 +176,7 @@ def test_one_gateway_owns_a_state_directory(processes: Processes) -> None:
     processes.start()
     processes.wait_until_ready()
     second = processes.start()
-    _, said = second.communicate(timeout=60)
+    _, said = second.communicate(timeout=120)
     assert second.returncode == 1
     assert "another gateway owns" in said
 
@@ -177,7 +193,7 @@ def test_a_wrong_configuration_is_told_and_ends_with_2(
     processes: Processes, env: dict[str, str], said: str
 ) -> None:
     process = processes.start(**env)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert said in errors
 
@@ -185,7 +201,7 @@ def test_a_wrong_configuration_is_told_and_ends_with_2(
 def test_it_listens_and_says_so_while_the_engine_is_starting(processes: Processes) -> None:
     processes.start(APPRENTICE_ENGINE_URL="unix:/nowhere/at/all.sock")
     run_file = processes.state / "run" / "server.json"
-    for _ in range(600):
+    for _ in range(2400):
         if run_file.exists():
             break
         time.sleep(0.05)
@@ -206,3 +222,26 @@ def test_the_url_is_one_that_a_client_can_use() -> None:
     for host, shown in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]")):  # noqa: S104
         with listen(host, 0) as listening:
             assert url_of(listening) == f"http://{shown}:{listening.getsockname()[1]}"
+
+
+def test_a_log_that_cannot_be_read_fails_no_request(running: Running) -> None:
+    """As after a restart while the broker is away: what the view knows is served, and nothing is decided."""
+    running.stop_following()
+    gateway, log = running.gateway, running.log
+    gateway.live, gateway.behind = None, "the log has not been read yet"
+    log.unreadable = True
+    following = running.start(follow(gateway))
+    running.run(gateway.until(lambda: gateway.live == 0))
+    client = running.client()
+    assert client.post("/v1/chat/completions", json=ASKED).headers["x-captured"] == "true"
+    assert "the log cannot be read" in client.get("/readyz").json()["error"]["message"]
+    following.cancel()
+
+
+def test_before_the_live_policy_is_loaded_the_alias_does_not_answer(running: Running) -> None:
+    """Least of all with the base model in its place; the base itself may be asked."""
+    running.stop_following()
+    running.gateway.live = None
+    client = running.client()
+    assert client.post("/v1/chat/completions", json=ASKED).status_code == 503
+    assert client.post("/v1/chat/completions", json={**ASKED, "model": "apprentice@base"}).status_code == 200
