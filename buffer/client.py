@@ -35,6 +35,9 @@ class Buffer:
     def start(self) -> None:
         """Bring the view up to the log's present end, then keep following it. Raises `LogUnavailable`."""
         ends = self.log.ends()
+        if _behind(ends, self.view.positions()):
+            logger.warning("the view knows of records that the log does not have: it is built anew")
+            self.view.forget()
         while _behind(self.view.positions(), ends):
             self._pump(wait_s=0.1)
         self._follower.start()

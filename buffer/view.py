@@ -126,6 +126,13 @@ class View:
             found.setdefault(stream, {})[partition] = offset
         return found
 
+    def forget(self) -> None:
+        """Empty the view, to be filled again from the start of the log."""
+        tables = self._rows("SELECT name FROM sqlite_master WHERE type = 'table'")
+        with self._transaction():
+            for (table,) in tables:
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - our own schema's names
+
     def seen(self, source: str, stream: str) -> int:
         """The highest sequence applied of one source's records in a stream."""
         row = self._row(

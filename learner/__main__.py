@@ -16,9 +16,9 @@ from buffer.client import Buffer
 from buffer.config import BufferConfig, ConfigError, Shared, load, resolved
 from buffer.log import BufferError, LogUnavailable
 from buffer.models import model_directory
-from buffer.records import LearnerReported
 from buffer.view import View
 from learner.config import LearnerConfig
+from learner.reporter import Reporter
 
 logger = logging.getLogger("learner")
 
@@ -96,10 +96,23 @@ def _serve(
             stopping.wait(RETRY_S)
     if stopping.is_set():
         return
-    buffer.write(
-        [LearnerReported(state="starting", why="loading the base model and its reference answers")]
-    ).result()
+    reporter = Reporter(buffer)
+    try:
+        reporter.say("starting", "loading the base model and its reference answers")
+        _learn(shared, config, directory, buffer, reporter, stopping)
+    finally:
+        reporter.close()
 
+
+def _learn(
+    shared: Shared,
+    config: LearnerConfig,
+    directory: Path,
+    buffer: Buffer,
+    reporter: Reporter,
+    stopping: threading.Event,
+) -> None:
+    """Load the model, then work until stopped."""
     import torch  # the slow imports come last, when everything cheap has been checked
     import transformers
 
@@ -122,6 +135,7 @@ def _serve(
         adapters=shared.state / "adapters",
         base_name=shared.model,
         alias=shared.alias,
+        reporter=reporter,
         stopping=stopping,
     ).run()
 

@@ -35,6 +35,15 @@ class Plan:
     steps: int
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Progress: `number` of `of` steps are done."""
+
+    number: int
+    of: int
+    loss: float
+
+
 def plan_round(
     feedback: Sequence[Feedback],
     rounds: Sequence[Round],

@@ -22,9 +22,9 @@ from learner.gate import verdict
 from learner.lessons import Lesson, lesson_of
 from learner.measure import Baseline, Reference, measure_candidate, measure_parent
 from learner.model import Model
-from learner.plan import steps_for
+from learner.plan import Step, steps_for
 from learner.publish import probe_logprobs, probes, publish
-from learner.sdft import Step, train
+from learner.sdft import train
 
 logger = logging.getLogger(__name__)
 

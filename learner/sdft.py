@@ -20,16 +20,8 @@ from torch import Tensor
 from learner.config import LearnerConfig
 from learner.loss import forward_kl, loss_mask
 from learner.model import Model
+from learner.plan import Step
 from learner.rows import Row, endless
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Progress: `number` of `of` steps are done."""
-
-    number: int
-    of: int
-    loss: float
 
 
 @dataclass

@@ -15,22 +15,18 @@ from pathlib import Path
 
 from buffer.client import Buffer
 from buffer.log import BufferError
-from buffer.records import Decision, FeedbackTriaged, LearnerReported, LearnerState, RoundEnded, RoundPlanned
+from buffer.records import Decision, FeedbackTriaged, LearnerState, RoundEnded, RoundPlanned
 from learner.config import LearnerConfig
 from learner.lessons import Limits, triage
 from learner.measure import Reference
 from learner.model import Model
-from learner.plan import Plan, Waiting, plan_round
+from learner.plan import Plan, Step, Waiting, plan_round
+from learner.reporter import Reporter
 from learner.round import LessonGone, Round
-from learner.sdft import Step
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
-REPORT_S = 2.0
-"""How often progress within a state is reported."""
-HEARTBEAT_S = 30.0
-"""How often an unchanged state is reported, so that silence means that the learner is gone."""
 BATCH = 256
 """Feedback judged per record."""
 
@@ -50,13 +46,12 @@ class Service:
     adapters: Path
     base_name: str
     alias: str
+    reporter: Reporter
     stopping: threading.Event
     clock: Callable[[], float] = time.time
     _settled: bool = False
     """Whether all that this or an earlier process decided here has come back: before, a round that was
     planned already could be planned again."""
-    _reported: LearnerReported | None = None
-    _reported_at: float = 0.0
 
     def run(self) -> None:
         """Work until `stopping` is set."""
@@ -68,19 +63,21 @@ class Service:
             except BufferError as error:
                 logger.error("the log refused a record: %s %s", error, error.hint)
             self.stopping.wait(POLL_S)
-        self._say("stopped", "the learner was stopped; an open round goes on when it is started again")
+        self.reporter.say(
+            "stopped", "the learner was stopped; started again, it goes on with an open round"
+        )
 
     def turn(self) -> None:
         """One turn: judge new feedback, then run the open or the next round, or say why there is none."""
         view = self.buffer.view
         if not self._settled and not self.buffer.settled("rounds"):
-            self._say("waiting", "its predecessor's records are still on their way to the broker")
+            self.reporter.say("waiting", "its predecessor's records are still on their way to the broker")
             return
         self._settled = True
         self.triage()
         paused = view.paused()
         if paused is not None:
-            self._say("paused", _paused_by(paused.by, paused.why))
+            self.reporter.say("paused", _paused_by(paused.by, paused.why))
             return
         unfinished = next((r.planned for r in view.rounds() if r.ended is None), None)
         if unfinished is not None:
@@ -95,7 +92,7 @@ class Service:
             config=self.config,
         )
         if isinstance(plan, Waiting):
-            self._say("waiting", plan.why)
+            self.reporter.say("waiting", plan.why)
             return
         self._run_round(self._write_plan(plan))
 
@@ -164,31 +161,14 @@ class Service:
         """Between steps: report, wait while paused, leave when asked to stop."""
         if self.stopping.is_set():
             raise Stopped
+        number = planned.round
         while (paused := self.buffer.view.paused()) is not None and not self.stopping.is_set():
-            self._say(
-                "paused", f"round {planned.round} waits: {_paused_by(paused.by, paused.why)}", planned, step
-            )
+            why_paused = f"round {number} waits: {_paused_by(paused.by, paused.why)}"
+            self.reporter.say("paused", why_paused, round_number=number, step=step)
             self.stopping.wait(POLL_S)
-        self._say(state, why, planned, step)
+        self.reporter.say(state, why, round_number=number, step=step)
 
     # --- records -------------------------------------------------------------------------------------
-
-    def _say(
-        self, state: LearnerState, why: str, planned: RoundPlanned | None = None, step: Step | None = None
-    ) -> None:
-        report = LearnerReported(
-            state=state,
-            why=why,
-            round=planned.round if planned is not None else None,
-            step=step.number if step is not None else None,
-            steps=step.of if step is not None else None,
-            loss=step.loss if step is not None else None,
-        )
-        now, last = self.clock(), self._reported
-        changed = last is None or (last.state, last.why, last.round) != (state, why, report.round)
-        if changed or now - self._reported_at >= (HEARTBEAT_S if last == report else REPORT_S):
-            self._reported, self._reported_at = report, now
-            self.buffer.write([report]).result()
 
     def _write(self, payload: FeedbackTriaged | RoundPlanned | RoundEnded) -> None:
         """Append a decision and wait until it is in the view, so that the next turn builds on it."""

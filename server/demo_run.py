@@ -17,7 +17,7 @@ MAX_TOKENS = 48
 POLL_S = 1.0
 PATIENCE_S = 180.0
 """How long a server that is restarting is waited for."""
-STARTING_S, IDLE_S = 20.0, 60.0
+STARTING_S, IDLE_S = 20.0, 120.0
 """How long a learner is waited for before the demo begins, and one that is restarted in its middle."""
 
 SETTLED = frozenset(

@@ -1,6 +1,8 @@
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -155,3 +157,18 @@ def test_what_a_predecessor_decided_is_unsettled_until_it_comes_back(log: FlakyL
     buffer.start()
     assert buffer.settled("rounds")
     assert buffer.settled("control")
+
+
+def test_a_view_of_another_log_is_built_anew(log: FlakyLog, tmp_path: Path) -> None:
+    other = Buffer(MemoryLog(), View(tmp_path / "view.db"))
+    other.start()
+    for number in range(3):
+        other.decide(moved(number)).result(20)
+    other.close()
+    view = View(tmp_path / "view.db")
+    log.append([Record.of(moved(0), time=datetime.now(UTC), randomness=bytes(10))]).result()
+    buffer = Buffer(log, view)
+    buffer.start()
+    assert view.alias("a").version == 1
+    assert view.positions() == log.ends()
+    buffer.close()

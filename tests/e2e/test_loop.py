@@ -71,7 +71,8 @@ def test_the_openai_client_chats_and_its_reply_is_a_receipt(system: System, chat
 def test_it_learns_although_each_part_is_killed_once(system: System, chat: openai.OpenAI) -> None:
     demo = system.command("demo", "--json")
     try:
-        system.until(lambda: _step(system) >= 3, "the learner does not train", DEMO_S)
+        system.until(lambda: demo.poll() is not None or _step(system) >= 3, "it does not train", DEMO_S)
+        assert demo.poll() is None, demo.communicate()
         system.kill("learner")
         code, found = result(demo, DEMO_S)
     finally:

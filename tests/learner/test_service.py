@@ -23,6 +23,7 @@ from buffer.view import View
 from learner.config import GateConfig, LearnerConfig
 from learner.measure import Reference
 from learner.model import Model
+from learner.reporter import Reporter
 from learner.round import Round
 from learner.service import Service, Stopped
 
@@ -62,6 +63,7 @@ def service(
         adapters=adapters,
         base_name="tiny",
         alias="apprentice",
+        reporter=Reporter(buffer),
         stopping=threading.Event(),
     )
 
