@@ -63,9 +63,7 @@ class Service:
             except BufferError as error:
                 logger.error("the log refused a record: %s %s", error, error.hint)
             self.stopping.wait(POLL_S)
-        self.reporter.say(
-            "stopped", "the learner was stopped; started again, it goes on with an open round"
-        )
+        self.reporter.say("stopped", "the learner was stopped; started again, it goes on with an open round")
 
     def turn(self) -> None:
         """One turn: judge new feedback, then run the open or the next round, or say why there is none."""
