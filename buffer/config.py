@@ -30,6 +30,8 @@ TABLES = ("server", "engine", "learner", "buffer")
 """Every table of `apprentice.toml`. Each is read by the package that owns it."""
 
 PREFIX = "APPRENTICE_"
+OTHER_VARIABLES = ("config", "url", "test_model")
+"""Variables that are no settings: the file, the server that a command asks, the model that tests use."""
 
 
 class ConfigError(Exception):
@@ -168,11 +170,11 @@ def _refuse_unknown_names(document: Mapping[str, Any], path: str, env: Mapping[s
             raise ConfigError(f"{path}: unknown key {key}", _closest(key, Shared.model_fields, "{}"))
     for name in env:
         rest = name.removeprefix(PREFIX).lower()
-        if not name.startswith(PREFIX) or rest == "config" or rest in Shared.model_fields:
+        if not name.startswith(PREFIX) or rest in OTHER_VARIABLES or rest in Shared.model_fields:
             continue
         head, _, tail = rest.partition("_")
         if head not in TABLES or not tail:
-            whole = [f"{PREFIX}{key}".upper() for key in (*Shared.model_fields, "config")]
+            whole = [f"{PREFIX}{key}".upper() for key in (*Shared.model_fields, *OTHER_VARIABLES)]
             of_table = [f"{PREFIX}{key}_{tail}".upper() for key in TABLES]
             raise ConfigError(f"unknown variable {name}", _closest(name, [*whole, *of_table], "{}"))
 

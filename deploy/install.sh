@@ -10,6 +10,9 @@ unsafe=$venv/installing    # pip is at work; when this outlives it, packages may
 log=$venv/install.log
 want_test=${1:-}
 
+# pip turns an interrupt into a plain failure; this keeps the mark of an unfinished install
+trap 'exit 130' INT TERM
+
 fail() { printf 'install: %s\n' "$@" >&2; exit 1; }
 
 digest() {

@@ -145,3 +145,8 @@ def test_settings_that_would_break_the_relays_promises_are_refused() -> None:
         load(BufferConfig, "buffer", env={"APPRENTICE_BUFFER_KAFKA_CLIENT_ACKS": "1"})
     with pytest.raises(ConfigError, match="min_insync_replicas"):
         load(BufferConfig, "buffer", env={"APPRENTICE_BUFFER_KAFKA_MIN_INSYNC_REPLICAS": "2"})
+
+
+def test_variables_that_are_no_settings_are_left_alone() -> None:
+    env = {"APPRENTICE_URL": "http://127.0.0.1:8600", "APPRENTICE_TEST_MODEL": "somewhere"}
+    assert load(Shared, env=env) == Shared()
