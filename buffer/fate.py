@@ -95,13 +95,19 @@ def fate(fact: FeedbackFact, lineage: Lineage) -> Fate:
         return Fate("erased")
     if fact.withdrawn:
         return Fate("withdrawn")
+    judged = [r for r in fact.rounds if r.verdict != "failed"]
     if fact.superseded_by:
-        return Fate("superseded", "a later correction of the same question", by=fact.superseded_by)
+        return Fate(
+            "superseded",
+            "a later correction of the same question",
+            round=judged[-1].round if judged else None,
+            policy=judged[-1].version if judged else None,
+            by=fact.superseded_by,
+        )
     if fact.decision is None:
         return Fate("received", fact.reason)
     if fact.decision != "accepted":
         return Fate(fact.decision, fact.reason)
-    judged = [r for r in fact.rounds if r.verdict != "failed"]
     if not judged:
         return Fate("accepted")
     passed = [r for r in judged if r.version is not None and lineage.holds(r.version)]

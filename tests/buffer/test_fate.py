@@ -31,7 +31,7 @@ def test_feedback_goes_its_way(fact: FeedbackFact, expected: Fate) -> None:
 def test_what_its_author_did_comes_first() -> None:
     rounds = (RoundFact(2, 1, "passed", 2),)
     assert fate(FeedbackFact(decision="accepted", rounds=rounds, superseded_by="fb-9"), LIVE_2) == Fate(
-        "superseded", "a later correction of the same question", by="fb-9"
+        "superseded", "a later correction of the same question", round=2, policy=2, by="fb-9"
     )
     assert fate(FeedbackFact(withdrawn=True, superseded_by="fb-9"), LIVE_2).status == "withdrawn"
     assert fate(FeedbackFact(erased=True, withdrawn=True), LIVE_2).status == "erased"
