@@ -41,7 +41,7 @@ class LearnerConfig(Table):
     alpha: int = Field(32, ge=1)
 
     min_steps: int = Field(24, ge=1)
-    steps_per_lesson: int = Field(6, ge=0)
+    steps_per_lesson: int = Field(7, ge=0)
     max_steps: int = Field(80, ge=1)
     rows_per_step: int = Field(8, ge=2)
     anchors_per_step: int = Field(3, ge=0)
