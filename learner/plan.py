@@ -32,7 +32,6 @@ class Plan:
     lessons: tuple[str, ...]
     replay: tuple[str, ...]
     requests: tuple[str, ...]
-    steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,6 @@ def plan_round(
         lessons=tuple(f.feedback_id for f in lessons),
         replay=tuple(f.feedback_id for f in served[-config.max_replay :]) if config.max_replay else (),
         requests=tuple(r.request_id for r in requests),
-        steps=steps_for(len(lessons), config),
     )
 
 
