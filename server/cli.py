@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "feedback": ("server.feedback_command:main", "list, show, send or withdraw feedback"),
     "import": ("server.import_command:main", "give demonstrations from a JSONL file to a running server"),
     "policies": ("server.policies_command:main", "list, show or promote policies, or roll back"),
+    "merge": ("learner.merge:main", "write the base model with a policy merged in, for any program to load"),
 }
 """Name: (`module:function`, one line of help)."""
 
