@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def find(adapters: Path, policy: str) -> Path:
     """The directory of a policy, named by its version or as the directory is. Raises `MergeRefused`."""
     there = sorted(path.name for path in adapters.glob("[0-9]" * 6 + "-" + "?" * 12))
+    there = [name for name in there if not name.startswith("000000-")]  # the base itself
     start = f"{int(policy):06d}-" if policy.isdecimal() else policy
     found = [name for name in there if name.startswith(start)]
     if len(found) == 1:
@@ -74,7 +75,7 @@ def find(adapters: Path, policy: str) -> Path:
     versions = ", ".join(map(str, sorted({int(name[:6]) for name in there})))
     raise MergeRefused(
         f"there is no policy {policy} in {adapters}",
-        f"there are: {versions}" if there else "give --state the directory that the learner writes to",
+        f"there are: {versions}" if there else "none was learned there yet; is --state the learner's?",
     )
 
 
@@ -187,7 +188,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("policy", metavar="V", help="the policy's version, such as 3")
+    parser.add_argument(
+        "policy", metavar="V", help="the policy's version, such as 3; 0 is the base model itself"
+    )
     parser.add_argument("directory", metavar="DIR", type=Path, help="where to write; must not exist yet")
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (apprentice.toml)")
     parser.add_argument("--state", type=Path, metavar="DIR", help="the one directory that holds all state")

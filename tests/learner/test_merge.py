@@ -129,15 +129,16 @@ def test_the_command_finds_the_version_and_tells_what_it_made(
 
 def test_a_policy_is_named_by_its_version_or_its_directory(tmp_path: Path) -> None:
     names = ["000002-aaaaaaaaaaaa", "000012-bbbbbbbbbbbb", "000012-cccccccccccc"]
-    for name in [*names, ".000012-bbbbbbbbbbbb.new", ".zero-abcdefghijklm"]:
+    for name in ["000000-dddddddddddd", *names, ".000012-bbbbbbbbbbbb.new", ".zero-abcdefghijklm"]:
         (tmp_path / name).mkdir()
     assert find(tmp_path, "2").name == find(tmp_path, "000002").name == names[0]
     assert find(tmp_path, names[2]).name == names[2]
     with pytest.raises(MergeRefused, match=f"more than one adapter of policy 12: {names[1]}, {names[2]}"):
         find(tmp_path, "12")
-    with pytest.raises(MergeRefused, match="no policy 1 in") as refused:
-        find(tmp_path, "1")
-    assert refused.value.hint == "there are: 2, 12"
+    for name in ("1", "0"):
+        with pytest.raises(MergeRefused, match=f"no policy {name} in") as refused:
+            find(tmp_path, name)
+        assert refused.value.hint == "there are: 2, 12"
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -148,7 +149,7 @@ def test_an_unknown_version_is_told_with_the_next_step(
     error = capsys.readouterr().err
     if as_json:
         error = "{message} → {hint}".format(**json.loads(error)["error"])
-    assert "there is no policy 9" in error and "→ give --state" in error
+    assert "there is no policy 9" in error and "→ none was learned there yet" in error
 
 
 # --- what is refused, and leaves nothing -----------------------------------------------------------------
