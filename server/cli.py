@@ -19,7 +19,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("server.demo:main", "teach eight facts to a running server, and show before and after"),
     "status": ("server.status:main", "what is served, what the learner does and why"),
     "feedback": ("server.feedback_command:main", "list, show, send or withdraw feedback"),
+    "import": ("server.import_command:main", "give demonstrations from a JSONL file to a running server"),
     "policies": ("server.policies_command:main", "list, show or promote policies, or roll back"),
+    "merge": ("learner.merge:main", "write the base model with a policy merged in, for any program to load"),
 }
 """Name: (`module:function`, one line of help)."""
 
