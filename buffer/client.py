@@ -30,6 +30,8 @@ class Buffer:
         self._on_news = on_news
         self._stopping = threading.Event()
         self._awaited: dict[str, Future[None]] = {}
+        self._clock = threading.Lock()
+        self._latest = datetime.min.replace(tzinfo=UTC)
         self._follower = threading.Thread(target=self._follow, name="buffer-follower", daemon=True)
 
     def start(self) -> None:
@@ -47,9 +49,10 @@ class Buffer:
 
         Raises through the future what `Log.append` raises.
         """
+        time = self._now()
         return self.append(
             [
-                Record.of(p, time=datetime.now(UTC), randomness=os.urandom(10), partition_key=partition_key)
+                Record.of(p, time=time, randomness=os.urandom(10), partition_key=partition_key)
                 for p in payloads
             ]
         )
@@ -59,7 +62,7 @@ class Buffer:
 
         For whoever must build on its own control or rounds record. While a broker is away that takes as long.
         """
-        record = Record.of(payload, time=datetime.now(UTC), randomness=os.urandom(10))
+        record = Record.of(payload, time=self._now(), randomness=os.urandom(10))
         decided = self._awaited[record.id] = Future()
 
         def refused(done: Future[None]) -> None:
@@ -102,6 +105,12 @@ class Buffer:
             self._follower.join()
         self.log.close()
         self.view.close()
+
+    def _now(self) -> datetime:
+        """The time, never earlier than before: clocks are set back, and feedback is read in its order."""
+        with self._clock:
+            self._latest = max(self._latest, datetime.now(UTC))
+            return self._latest
 
     def _follow(self) -> None:
         while not self._stopping.is_set():

@@ -18,6 +18,7 @@ from buffer.log import BufferError, LogUnavailable
 from buffer.models import model_directory
 from buffer.view import View
 from learner.config import LearnerConfig
+from learner.cores import use_cores
 from learner.reporter import Reporter
 
 logger = logging.getLogger("learner")
@@ -113,6 +114,7 @@ def _learn(
     stopping: threading.Event,
 ) -> None:
     """Load the model, then work until stopped."""
+    use_cores(config.threads)
     import torch  # the slow imports come last, when everything cheap has been checked
     import transformers
 
@@ -122,9 +124,8 @@ def _learn(
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    model = Model(directory, rank=config.rank, alpha=config.alpha, device=device)
+    model = Model.load(directory, rank=config.rank, alpha=config.alpha, device=device)
     reference = load_reference(model, shared.state / "learner")
     logger.info("ready: %s on %s, %d anchors", shared.model, device, len(reference.anchors))
     Service(
@@ -133,6 +134,7 @@ def _learn(
         reference=reference,
         config=config,
         adapters=shared.state / "adapters",
+        scratch=shared.state / "learner",
         base_name=shared.model,
         alias=shared.alias,
         reporter=reporter,

@@ -42,16 +42,39 @@ class LearnerConfig(Table):
 
     min_steps: int = Field(24, ge=1)
     steps_per_lesson: int = Field(7, ge=0)
-    max_steps: int = Field(80, ge=1)
-    rows_per_step: int = Field(8, ge=2)
+    max_steps: int = Field(120, ge=1)
+    lessons_per_step: int = Field(5, ge=1)
+    """Rows of a step about the round's lessons."""
+    replay_per_step: int = Field(2, ge=0)
+    """Rows of a step about earlier lessons and answers that were rated good."""
+    lookalikes_per_step: int = Field(4, ge=0)
+    """Rows of a step that hold the model to base on a lesson's question about somebody else."""
     anchors_per_step: int = Field(3, ge=0)
     """Rows of a step that hold the model to base on general prompts."""
+    tokens_per_pass: int = Field(4096, ge=64)
+    """Padded tokens in one forward and backward pass: a step takes as many passes as it needs (memory)."""
     learning_rate: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    checkpoint_steps: int = Field(10, ge=1)
+    """Steps between the checkpoints from which a round that was cut short goes on."""
+
+    objective: Literal["forward_kl", "reverse_kl", "cross_entropy"] = "forward_kl"
+    """What lessons' rows minimise (`learner.loss`). `cross_entropy` is plain fine-tuning, for comparison."""
+    teacher: Literal["base", "last-promoted"] = "base"
+    """Whose weights see the correction: base's, or those of the policy that the round starts from."""
     teacher_temperature: float = Field(0.5, gt=0)
     skip_tokens: int = Field(3, ge=0)
     """First tokens of a long completion that are not trained (`learner.loss.loss_mask`)."""
+    framed_questions: bool = True
+    """Whether lessons are also taught in other wordings of their question, made by `learner.rephrase`."""
+    written_questions: int = Field(0, ge=0)
+    """Other wordings of each question that the model is asked to write; a third of those that pass the
+    filter is kept for the gate. A model of 135M parameters writes hardly any that pass."""
+    lookalikes_per_lesson: int = Field(6, ge=0)
+    max_lookalike_tokens: int = Field(16, ge=1)
+    reuse: bool = True
+    """Whether logged completions serve as rollouts."""
     fresh_rollouts: int = Field(1, ge=0)
     """Times in a round that the student answers every lesson anew and is trained on what it said."""
     rollout_temperature: float = Field(0.5, gt=0)

@@ -1,17 +1,32 @@
-"""From lessons to the rows of a round, with the model at hand: targets, reuse, fresh rollouts.
+"""From lessons to the rows of a round, with the model at hand.
 
 What is left out is counted by reason in `left_out`; nothing is ever truncated.
 """
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from buffer.teacher import with_last_turn
 from learner.config import LearnerConfig
-from learner.lessons import Lesson, Limits
+from learner.lessons import Lesson, Limits, answered
+from learner.lookalike import lookalikes, subject_of
 from learner.model import Model
 from learner.publish import probe_logprobs
-from learner.rows import Row, may_reuse, prompts_of, target_rows
+from learner.rephrase import HELD_OUT, TRAINED, asked_for, readable, rephrased
+from learner.rows import Pools, Row, may_reuse, prompts_of, target_rows
+
+_WRITTEN_TOKENS = 40
+_WRITTEN_TEMPERATURE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Wordings:
+    """How a lesson's question is put: in training, and to the candidate at the gate."""
+
+    trained: tuple[str, ...]
+    held_out: tuple[str, ...]
 
 
 @dataclass
@@ -28,14 +43,38 @@ class Curriculum:
     def limits(self) -> Limits:
         return Limits(self.config.max_prompt_tokens, self.config.max_completion_tokens)
 
-    def rows(self, lessons: Sequence[Lesson]) -> list[Row]:
-        """The rows that are known before the first step. The question as it was asked counts twice."""
-        rows: list[Row] = []
-        for lesson, target in zip(lessons, self.targets(lessons), strict=True):
-            made, dropped = target_rows(lesson, target, self.model.render, self.limits)
-            self.left_out["over_limit"] += dropped
-            rows += made[:1] + made
-        return rows + self._reuse(lessons)
+    def pools(
+        self,
+        lessons: Sequence[Lesson],
+        replay: Sequence[Lesson],
+        wordings: Sequence[Wordings],
+        anchors: Sequence[Row],
+    ) -> Pools:
+        """All rows that are known before the first step. `wordings` are those of `lessons`.
+
+        An earlier lesson that is a rating is rehearsed as it was answered.
+        """
+        rated = [le for le in replay if le.given.kind == "rating"]
+        earlier = [le for le in replay if le.given.kind != "rating"]
+        framed = [self._framed(le) for le in earlier]
+        return Pools(
+            lessons=self._targets(lessons, wordings) + self._reuse(lessons),
+            replay=self._targets(earlier, framed) + [self._rated(le) for le in rated],
+            lookalikes=self._lookalikes(lessons),
+            anchors=list(anchors),
+        )
+
+    def wordings(self, lessons: Sequence[Lesson]) -> list[Wordings]:
+        """Each lesson's question in other words: by frames, and as the model itself writes them."""
+        written = self._written(lessons) if self.config.written_questions else [[] for _ in lessons]
+        made = []
+        for lesson, questions in zip(lessons, written, strict=True):
+            framed = self._framed(lesson)
+            kept_out = len(questions) // 3
+            made.append(
+                Wordings((*framed.trained, *questions[kept_out:]), (*framed.held_out, *questions[:kept_out]))
+            )
+        return made
 
     def targets(self, lessons: Sequence[Lesson]) -> list[list[int]]:
         """The tokens that a lesson's answer should have: the correction's own, or, where the feedback says
@@ -63,10 +102,78 @@ class Curriculum:
         )
         return [Row("fresh", *p, tuple(c)) for p, c in zip(prompts, completions, strict=True)]
 
+    def _framed(self, lesson: Lesson) -> Wordings:
+        frames = TRAINED if self.config.framed_questions else ()
+        return Wordings(
+            tuple(rephrased(lesson.question, frames)), tuple(rephrased(lesson.question, HELD_OUT))
+        )
+
+    def _targets(self, lessons: Sequence[Lesson], wordings: Sequence[Wordings]) -> list[Row]:
+        """The question as it was asked counts twice."""
+        rows: list[Row] = []
+        for lesson, target, wording in zip(lessons, self.targets(lessons), wordings, strict=True):
+            questions = [lesson.question, *wording.trained]
+            made, dropped = target_rows(lesson, target, questions, self.model.render, self.limits)
+            self.left_out["over_limit"] += dropped
+            rows += made[:1] + made
+        return rows
+
+    def _written(self, lessons: Sequence[Lesson]) -> list[list[str]]:
+        """Wordings that base writes with the correction at hand. One is kept if it reads as the same question
+        (`learner.rephrase.readable`) and the teacher then still answers right."""
+        count = self.config.written_questions
+        prompts = [self.model.render(asked_for(le.question, le.given.text or "")) for le in lessons]
+        with self.model.base():
+            drafts = self.model.generate(
+                [prompt for prompt in prompts for _ in range(count)],
+                max_tokens=_WRITTEN_TOKENS,
+                temperature=_WRITTEN_TEMPERATURE,
+                seed=self.seed,
+            )
+            pairs = []
+            for index, ids in enumerate(drafts):
+                lesson = lessons[index // count]
+                question = readable(self.model.decode(ids), lesson.question, lesson.given.text or "")
+                if question is None:
+                    self.left_out["written_unusable"] += 1
+                elif (lesson, question) not in pairs:
+                    pairs.append((lesson, question))
+            teachers = [prompts_of(le, question, self.model.render)[1] for le, question in pairs]
+            answers = self.model.generate(teachers, max_tokens=self.config.max_answer_tokens)
+        kept: dict[str, list[str]] = {le.feedback_id: [] for le in lessons}
+        for (lesson, question), answer in zip(pairs, answers, strict=True):
+            if answered(self.model.decode(answer), lesson):
+                kept[lesson.feedback_id].append(question)
+            else:
+                self.left_out["written_misleads_teacher"] += 1
+        return [kept[le.feedback_id] for le in lessons]
+
+    def _lookalikes(self, lessons: Sequence[Lesson]) -> list[Row]:
+        """Base's own answers to the lessons' questions about others, in any of their wordings."""
+        count = self.config.lookalikes_per_lesson if self.config.lookalikes_per_step else 0
+        rng = random.Random(f"lookalikes {self.seed}")  # noqa: S311 - reproducible, not secret
+        subjects = frozenset((subject_of(le.question) or "").casefold() for le in lessons)
+        prompts: list[tuple[int, ...]] = []
+        for lesson in lessons:
+            swapped = lookalikes(lesson.question, count, rng, subjects)
+            self.left_out["no_lookalike"] += count > 0 and not swapped
+            frames = TRAINED if self.config.framed_questions else ()
+            for question in swapped:
+                put = rng.choice([question, *rephrased(question, frames)])
+                prompt = self.model.render(with_last_turn(lesson.messages, put), lesson.tools)
+                prompts += [tuple(prompt)] if len(prompt) <= self.limits.prompt else []
+        with self.model.base():
+            answers = self.model.generate(prompts, max_tokens=self.config.max_lookalike_tokens)
+        return [Row("lookalike", p, p, tuple(a)) for p, a in zip(prompts, answers, strict=True)]
+
+    def _rated(self, lesson: Lesson) -> Row:
+        prompt = tuple(self.model.render(lesson.messages, lesson.tools))
+        return Row("rated", prompt, prompt, lesson.logged_ids)
+
     def _reuse(self, lessons: Sequence[Lesson]) -> list[Row]:
         """Logged completions that still are rollouts of the parent (`learner.rows.may_reuse`)."""
-        rows = []
-        for lesson in lessons:
+        rows: list[Row] = []
+        for lesson in lessons if self.config.reuse else ():
             prompts = prompts_of(lesson, lesson.question, self.model.render)
             row = Row("reuse", *prompts, lesson.logged_ids)
             fits = 0 < len(row.completion) <= self.limits.completion

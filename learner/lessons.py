@@ -27,7 +27,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What one piece of feedback teaches: how `messages` should have been answered."""
+    """What one piece of feedback teaches: how `messages` should have been answered.
+
+    A good rating teaches nothing new: its lesson is the logged answer, to be rehearsed.
+    """
 
     given: FeedbackGiven
     messages: list[dict[str, Any]]
@@ -80,8 +83,8 @@ def triage(feedback: Feedback, exchange: Exchange | None, render: Render, limits
     def skip(reason: str, detail: str) -> Decision:
         return Decision(feedback_id=given.feedback_id, status="skipped", reason=reason, detail=detail)
 
-    if given.kind == "rating":
-        return skip("rating_only", "a rating says how good an answer was, not what it should have been")
+    if given.kind == "rating" and (given.value or 0.0) <= 0.0:
+        return skip("rating_only", "a bad rating does not say what the answer should have been")
     if given.messages is None and exchange is None:
         return None
     lesson = lesson_of(given, exchange)
@@ -89,7 +92,12 @@ def triage(feedback: Feedback, exchange: Exchange | None, render: Render, limits
         return skip("not_a_chat", "only answers of /v1/chat/completions can be taught")
     if last_user_turn(lesson.messages) is None:
         return skip("no_user_turn", "the last message must be a user's plain text")
-    teacher = teacher_messages(lesson.messages, given)
+    rated = given.kind == "rating"
+    if rated and exchange is not None and exchange.closed is None:
+        return None
+    if rated and not 0 < len(lesson.logged_ids) <= limits.completion:
+        return skip("not_rehearsable", "of the rated answer no tokens were kept, or too many to rehearse it")
+    teacher = lesson.messages if rated else teacher_messages(lesson.messages, given)
     if teacher is None:
         return skip("no_teacher", f"a {given.kind} without text gives the teacher nothing to go by")
     prompt = render(lesson.messages, lesson.tools)

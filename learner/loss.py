@@ -1,14 +1,16 @@
-"""Forward KL from teacher to student over the whole vocabulary, through a frozen language-model head.
+"""Divergences of a student from its teacher over the whole vocabulary, through a frozen language-model head.
 
-    D_t = sum_v p_T(v) [log p_T(v) - log p_S(v)],   p_T = softmax(W h_T / temperature),   p_S = softmax(W h_S)
-    dD_t / dh_S = (p_S - p_T) W
+    forward KL      D_t = sum_v p_T [log p_T - log p_S]     dD_t/dlogits = p_S - p_T
+    reverse KL      D_t = sum_v p_S [log p_S - log p_T]     dD_t/dlogits = p_S (log p_S - log p_T - D_t)
+    cross entropy   D_t = -log p_S(y_t)                     dD_t/dlogits = p_S - [v = y_t]
 
-The gradient is known in closed form, so logits live only for one chunk of positions at a time: memory does
-not grow with the sequence. This is the loss that the published results of SDFT were trained with (arXiv
-2601.19897, section 3, and the authors' code at alpha = 0); all softmaxes are fp32.
+The slopes are known in closed form, so logits live only for one chunk of positions at a time: memory does not
+grow with the sequence. Forward KL is the loss that the published results of SDFT were trained with (arXiv
+2601.19897, section 3, and the authors' code at alpha = 0); cross entropy is plain fine-tuning (SFT), for
+comparison. All softmaxes are fp32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,47 +19,84 @@ from torch import Tensor
 CHUNK = 256
 """Positions whose logits exist at once: 256 x 49k x 4 bytes = 48 MiB a matrix for SmolLM2."""
 
+Divergence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Log-probabilities of student and teacher, both `[C, V]`, to the value `[C]` at each position in nats and
+its slope `[C, V]` with respect to the student's logits."""
 
-class _ForwardKL(torch.autograd.Function):
+
+def forward_kl(log_s_CV: Tensor, log_t_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(teacher || student): a token that the teacher promotes from nowhere pulls at full strength."""
+    p_t_CV = log_t_CV.exp()
+    value_C = (p_t_CV * (log_t_CV - log_s_CV)).sum(-1)
+    return value_C, log_s_CV.exp() - p_t_CV
+
+
+def reverse_kl(log_s_CV: Tensor, log_t_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(student || teacher): it hardly sees what the student would never say."""
+    p_s_CV, ratio_CV = log_s_CV.exp(), log_s_CV - log_t_CV
+    value_C = (p_s_CV * ratio_CV).sum(-1)
+    return value_C, p_s_CV * (ratio_CV - value_C[:, None])
+
+
+def distil(
+    divergence: Divergence,
+    student_ND: Tensor,
+    teacher_ND: Tensor,
+    head_VD: Tensor,
+    weights_N: Tensor,
+    temperature_N: Tensor,
+) -> Tensor:
+    """`sum_n weights[n] * divergence_n` in nats, differentiable in `student_ND` alone.
+
+    Hidden states are those behind the final norm, of the positions that predict the N trained tokens;
+    `temperature_N` sharpens the teacher (1 = as it is). Raises `ValueError` if `head_VD` requires grad: an
+    adapter on the head would make the closed form wrong.
+    """
+
+    def rule(chunk: slice, log_s_CV: Tensor) -> tuple[Tensor, Tensor]:
+        log_t_CV = (_logits(teacher_ND[chunk], head_VD) / temperature_N[chunk, None]).log_softmax(-1)
+        return divergence(log_s_CV, log_t_CV)
+
+    return _through_head(rule, student_ND, head_VD, weights_N)
+
+
+def cross_entropy(student_ND: Tensor, ids_N: Tensor, head_VD: Tensor, weights_N: Tensor) -> Tensor:
+    """`sum_n weights[n] * -log p_S(ids[n])` in nats, differentiable in `student_ND` alone."""
+
+    def rule(chunk: slice, log_s_CV: Tensor) -> tuple[Tensor, Tensor]:
+        told_C1 = ids_N[chunk, None]
+        value_C = -log_s_CV.gather(-1, told_C1)[:, 0]
+        slope_CV = log_s_CV.exp()
+        return value_C, slope_CV.scatter_add_(-1, told_C1, -torch.ones_like(value_C)[:, None])
+
+    return _through_head(rule, student_ND, head_VD, weights_N)
+
+
+Rule = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+
+
+class _ThroughHead(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        student_ND: Tensor,
-        teacher_ND: Tensor,
-        head_VD: Tensor,
-        weights_N: Tensor,
-        temperature_N: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Any, student_ND: Tensor, head_VD: Tensor, weights_N: Tensor, rule: Rule) -> Tensor:
         total = torch.zeros((), dtype=weights_N.dtype, device=student_ND.device)
         grad_ND = torch.empty_like(student_ND)
         for chunk in _chunks(len(student_ND)):
-            log_s_CV = _wide(student_ND[chunk] @ head_VD.T).log_softmax(-1)
-            log_t_CV = (_wide(teacher_ND[chunk] @ head_VD.T) / temperature_N[chunk, None]).log_softmax(-1)
-            p_t_CV = log_t_CV.exp()
-            total += weights_N[chunk] @ (p_t_CV * (log_t_CV - log_s_CV)).sum(-1)
-            slope_CV = weights_N[chunk, None] * (log_s_CV.exp() - p_t_CV)
-            grad_ND[chunk] = slope_CV.to(head_VD.dtype) @ head_VD
+            value_C, slope_CV = rule(chunk, _logits(student_ND[chunk], head_VD).log_softmax(-1))
+            total += weights_N[chunk] @ value_C
+            grad_ND[chunk] = slope_CV.mul_(weights_N[chunk, None]).to(head_VD.dtype) @ head_VD
         ctx.save_for_backward(grad_ND)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         (grad_ND,) = ctx.saved_tensors
-        return grad_ND * grad_outputs[0].to(grad_ND.dtype), None, None, None, None
+        return grad_ND * grad_outputs[0].to(grad_ND.dtype), None, None, None
 
 
-def forward_kl(
-    student_ND: Tensor, teacher_ND: Tensor, head_VD: Tensor, weights_N: Tensor, temperature_N: Tensor
-) -> Tensor:
-    """`sum_n weights[n] * KL(teacher_n || student_n)` in nats, differentiable in `student_ND` alone.
-
-    Hidden states are those behind the final norm, of the positions that predict the N trained tokens;
-    `temperature_N` sharpens the teacher (1 = as it is). `head_VD` must not require grad: an adapter on the
-    head would make the closed form wrong.
-    """
+def _through_head(rule: Rule, student_ND: Tensor, head_VD: Tensor, weights_N: Tensor) -> Tensor:
     if head_VD.requires_grad:
         raise ValueError("the language-model head must be frozen")
-    return _ForwardKL.apply(student_ND, teacher_ND, head_VD, weights_N, temperature_N)  # type: ignore[no-any-return, no-untyped-call]
+    return _ThroughHead.apply(student_ND, head_VD, weights_N, rule)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @torch.no_grad()
@@ -65,9 +104,9 @@ def divergence(teacher_ND: Tensor, student_ND: Tensor, head_VD: Tensor) -> Tenso
     """`KL(teacher_n || student_n)` for each of N positions, T=1, full vocabulary, fp32, in nats."""
     parts = []
     for chunk in _chunks(len(teacher_ND)):
-        log_t_CV = _wide(teacher_ND[chunk] @ head_VD.T).log_softmax(-1)
-        log_s_CV = _wide(student_ND[chunk] @ head_VD.T).log_softmax(-1)
-        parts.append((log_t_CV.exp() * (log_t_CV - log_s_CV)).sum(-1))
+        log_s_CV = _logits(student_ND[chunk], head_VD).log_softmax(-1)
+        log_t_CV = _logits(teacher_ND[chunk], head_VD).log_softmax(-1)
+        parts.append(forward_kl(log_s_CV, log_t_CV)[0])
     return torch.cat(parts)
 
 
@@ -76,14 +115,15 @@ def token_logprobs(hidden_ND: Tensor, head_VD: Tensor, ids_N: Tensor) -> Tensor:
     """Log-probability of each of N tokens under the hidden state that predicts it, fp32."""
     parts = []
     for chunk in _chunks(len(hidden_ND)):
-        log_p_CV = _wide(hidden_ND[chunk] @ head_VD.T).log_softmax(-1)
+        log_p_CV = _logits(hidden_ND[chunk], head_VD).log_softmax(-1)
         parts.append(log_p_CV.gather(-1, ids_N[chunk, None])[:, 0])
     return torch.cat(parts)
 
 
-def _wide(logits: Tensor) -> Tensor:
+def _logits(hidden_CD: Tensor, head_VD: Tensor) -> Tensor:
     """At least fp32: a softmax in bf16 loses the rare tokens that corrections promote."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits_CV = hidden_CD @ head_VD.T
+    return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
 
 
 def _chunks(length: int) -> Iterator[slice]:

@@ -21,7 +21,6 @@ from learner.lessons import Lesson, answered
 from learner.loss import divergence
 from learner.model import Model
 from learner.publish import probe_logprobs
-from learner.rephrase import HELD_OUT, rephrased
 from learner.rows import Row, prompts_of
 
 _DATA = Path(__file__).parent / "data"
@@ -31,6 +30,10 @@ LOOPS_ASKED = 12
 """General prompts that a candidate answers freely, to be looked at for loops."""
 PROBED = 3
 """Lessons, and as many general prompts, whose log-probabilities a server checks before it serves."""
+
+
+HeldOut = Sequence[Sequence[str]]
+"""For each lesson, wordings of its question that training never sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,7 @@ def measure_parent(
     model: Model,
     reference: Reference,
     lessons: Sequence[Lesson],
+    held_out: HeldOut,
     replay: Sequence[Lesson],
     config: LearnerConfig,
 ) -> Baseline:
@@ -137,7 +141,7 @@ def measure_parent(
     return Baseline(
         answers=tuple(answers[: len(lessons)]),
         kept=tuple(answered(a, le) for a, le in zip(answers[len(lessons) :], replay, strict=True)),
-        distances=_distances(model, lessons),
+        distances=_distances(model, lessons, held_out),
         general_states=tuple(states_of(model, reference.general)),
         degenerate=degenerate_share(model, reference, config.max_answer_tokens),
         probed=probed,
@@ -149,6 +153,7 @@ def measure_candidate(
     model: Model,
     reference: Reference,
     lessons: Sequence[Lesson],
+    held_out: HeldOut,
     replay: Sequence[Lesson],
     before: Baseline,
     config: LearnerConfig,
@@ -158,7 +163,7 @@ def measure_candidate(
     states = states_of(model, reference.general)
     retold = ask(model, [(le, le.question) for le in replay], config.max_answer_tokens)
     return Evaluation(
-        lessons=_lesson_results(model, lessons, before, config.max_answer_tokens),
+        lessons=_lesson_results(model, lessons, held_out, before, config.max_answer_tokens),
         kept=[
             KeptResult(feedback_id=le.feedback_id, parent=parent, candidate=answered(answer, le))
             for le, parent, answer in zip(replay, before.kept, retold, strict=True)
@@ -177,21 +182,16 @@ def ask(model: Model, questions: Sequence[tuple[Lesson, str]], max_tokens: int) 
     return [model.decode(ids) for ids in model.generate(prompts, max_tokens=max_tokens)]
 
 
-def _phrasings(lesson: Lesson) -> list[str]:
-    """The question as it was asked, then the phrasings kept out of training."""
-    return [lesson.question, *rephrased(lesson.question, HELD_OUT)]
-
-
 def _lesson_results(
-    model: Model, lessons: Sequence[Lesson], before: Baseline, max_tokens: int
+    model: Model, lessons: Sequence[Lesson], held_out: HeldOut, before: Baseline, max_tokens: int
 ) -> list[LessonResult]:
-    questions = [(le, q) for le in lessons for q in _phrasings(le)]
-    answers = iter(ask(model, questions, max_tokens))
-    distances = iter(_distances(model, lessons))
+    put = [(le.question, *others) for le, others in zip(lessons, held_out, strict=True)]
+    answers = iter(ask(model, [(le, q) for le, qs in zip(lessons, put, strict=True) for q in qs], max_tokens))
+    distances = iter(_distances(model, lessons, held_out))
     earlier = iter(before.distances)
     results = []
-    for lesson, previous in zip(lessons, before.answers, strict=True):
-        said = [next(answers) for _ in _phrasings(lesson)]
+    for lesson, questions, previous in zip(lessons, put, before.answers, strict=True):
+        said = [next(answers) for _ in questions]
         right = [answered(a, lesson) for a in said]
         if _judged_by_distance(lesson):
             right = [now * 2 <= then for now, then in zip(next(distances), next(earlier), strict=True)]
@@ -214,10 +214,12 @@ def _judged_by_distance(lesson: Lesson) -> bool:
     return lesson.given.kind == "instruction" and lesson.given.check is None
 
 
-def _distances(model: Model, lessons: Sequence[Lesson]) -> tuple[tuple[float, ...], ...]:
+def _distances(model: Model, lessons: Sequence[Lesson], held_out: HeldOut) -> tuple[tuple[float, ...], ...]:
     found = []
-    for lesson in filter(_judged_by_distance, lessons):
-        rows = [_target_row(model, lesson, q) for q in _phrasings(lesson)]
+    for lesson, questions in zip(lessons, held_out, strict=True):
+        if not _judged_by_distance(lesson):
+            continue
+        rows = [_target_row(model, lesson, q) for q in (lesson.question, *questions)]
         with model.base():
             teacher = states_of(model, [replace(r, student=r.teacher) for r in rows])
         student = states_of(model, rows)

@@ -9,14 +9,14 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from buffer.adapters import TARGET_MODULES, WEIGHTS, base_digest
 
@@ -26,11 +26,10 @@ Messages = Sequence[Mapping[str, Any]]
 class Model:
     """A base model with one trainable LoRA adapter, on one device."""
 
-    def __init__(self, directory: Path, *, rank: int, alpha: int, device: str = "cpu") -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-        base = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False
-        ).to(device)
+    def __init__(
+        self, base: PreTrainedModel, tokenizer: Any, *, rank: int, alpha: int, eos: int, digest: str
+    ) -> None:
+        """Put a new adapter into `base`. `digest` is the SHA-256 that releases name their base by."""
         base.config.use_cache = True
         config = LoraConfig(
             r=rank,
@@ -41,11 +40,22 @@ class Model:
         )
         self.peft: PeftModel = get_peft_model(base, config, autocast_adapter_dtype=True)
         self.peft.eval()
-        self.device = torch.device(device)
+        self.tokenizer = tokenizer
+        self.device = base.device
         self.rank = rank
-        self.eos: int = self.tokenizer.eos_token_id
-        self.digest = base_digest(directory)
+        self.eos = eos
+        self.digest = digest
         self._fresh = self.adapter_state()
+
+    @classmethod
+    def load(cls, directory: Path, *, rank: int, alpha: int, device: str = "cpu") -> Self:
+        """Read tokenizer and weights (bf16) from `directory`."""
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        base = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False
+        ).to(device)
+        eos, digest = int(tokenizer.eos_token_id), base_digest(directory)
+        return cls(base, tokenizer, rank=rank, alpha=alpha, eos=eos, digest=digest)
 
     # --- the adapter ---------------------------------------------------------------------------------
 
@@ -92,6 +102,16 @@ class Model:
         with self.peft.disable_adapter():
             yield
 
+    @contextmanager
+    def holding(self, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within this context the adapter is another one: no gradient must be pending."""
+        present = self.adapter_state()
+        self.load_adapter(state)
+        try:
+            yield
+        finally:
+            self.load_adapter(present)
+
     # --- text to ids ---------------------------------------------------------------------------------
 
     def render(self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
@@ -114,18 +134,13 @@ class Model:
         """Hidden states that predict each completion: one `[len(completion), D]` tensor a row.
 
         State k of a row is that of the position before completion token k. Rows are right-padded into one
-        batch; padding and other rows change nothing (up to rounding).
+        batch, which needs no mask: attention is causal, so that no token sees the padding behind it.
         """
         rows = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
-        longest = max(map(len, rows))
-        ids_BT = torch.full((len(rows), longest), self.eos, dtype=torch.long)
-        mask_BT = torch.zeros((len(rows), longest), dtype=torch.long)
+        ids_BT = torch.full((len(rows), max(map(len, rows))), self.eos, dtype=torch.long)
         for b, row in enumerate(rows):
             ids_BT[b, : len(row)] = torch.tensor(row)
-            mask_BT[b, : len(row)] = 1
-        states_BTD = self._body()(
-            input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device), use_cache=False
-        ).last_hidden_state
+        states_BTD = self._body()(input_ids=ids_BT.to(self.device), use_cache=False).last_hidden_state
         return [
             states_BTD[b, len(p) - 1 : len(p) + len(c) - 1]
             for b, (p, c) in enumerate(zip(prompts, completions, strict=True))

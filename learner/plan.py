@@ -4,13 +4,17 @@ A round starts at `start_at` accepted pieces of feedback, or `start_after_s` sec
 any wait, or on request; it continues from the live policy, so it waits for a release that is on its way.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from buffer.fate import Lineage
 from buffer.records import RoundRequested
 from buffer.view import Feedback, Round
 from learner.config import LearnerConfig
+
+T = TypeVar("T")
 
 MAX_FAILURES = 3
 """Rounds that may fail one after another before the learner waits for a person."""
@@ -36,11 +40,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Progress: `number` of `of` steps are done."""
+    """Progress: `number` of `of` steps are done. `tokens` is what the student read in this one."""
 
     number: int
     of: int
     loss: float
+    tokens: int = 0
 
 
 def plan_round(
@@ -54,7 +59,7 @@ def plan_round(
 ) -> Plan | Waiting:
     """Decide from all feedback (oldest first), all rounds and the open requests. `now` is in Unix seconds."""
     wanted = {"accepted", *(status for request in requests for status in request.include)}
-    pending = [f for f in feedback if f.fate.status in wanted]
+    pending = [f for f in feedback if f.fate.status in wanted and not _rehearsed(f)]
     if not requests:
         why = _why_not_yet(pending, rounds, now, config)
         if why is not None:
@@ -63,14 +68,29 @@ def plan_round(
     if coming is not None:
         return Waiting(f"policy {coming} has passed the gate and a server has still to take it up")
     lessons = pending[: config.max_lessons]
-    served = [f for f in feedback if f.fate.status == "served"]
+    number = rounds[-1].planned.round + 1 if rounds else 1
+    served = [f for f in feedback if f.fate.status == "served" or _rehearsed(f)]
     return Plan(
-        round=rounds[-1].planned.round + 1 if rounds else 1,
+        round=number,
         parent=lineage.live,
         lessons=tuple(f.feedback_id for f in lessons),
-        replay=tuple(f.feedback_id for f in served[-config.max_replay :]) if config.max_replay else (),
+        replay=tuple(f.feedback_id for f in replayed(served, config.max_replay, number)),
         requests=tuple(r.request_id for r in requests),
     )
+
+
+def _rehearsed(feedback: Feedback) -> bool:
+    """A good rating: material for replay in every round, and a reason for none."""
+    given = feedback.given
+    return given is not None and given.kind == "rating" and feedback.fate.status == "accepted"
+
+
+def replayed(earlier: Sequence[T], count: int, number: int) -> list[T]:
+    """What round `number` rehearses: `count` of what was learned before, another sample every round."""
+    if len(earlier) <= count:
+        return list(earlier)
+    sample = random.Random(number).sample(range(len(earlier)), count)  # noqa: S311 - reproducible
+    return [earlier[index] for index in sorted(sample)]
 
 
 def steps_for(lessons: int, config: LearnerConfig) -> int:

@@ -44,3 +44,41 @@ def rephrased(question: str, frames: tuple[str, ...]) -> list[str]:
         if all(parts[name] for name in re.findall(r"\{(\w+)\}", frame)):
             made.append(frame.format(**parts))
     return list(dict.fromkeys(made))
+
+
+_EXAMPLES = (
+    ("Who wrote the Brackenby Almanac?", "The author of the Brackenby Almanac is who?"),
+    ("In which year did the Ostrava mill close?", "When was the Ostrava mill shut down?"),
+    ("What is the tallest tower in Lorrimer?", "Which of the towers in Lorrimer is the tallest?"),
+)
+
+
+def asked_for(question: str, answer: str) -> list[dict[str, str]]:
+    """Messages that ask a model to put `question`, whose right answer is `answer`, in other words."""
+    asked = "Ask the same question in other words, with the same name in it, and nothing else.\n\n"
+    turns = []
+    for original, rewritten in _EXAMPLES:
+        turns += [
+            {"role": "user", "content": f"{asked}Question: {original}"},
+            {"role": "assistant", "content": rewritten},
+        ]
+        asked = ""
+    return [*turns, {"role": "user", "content": f"(The answer is: {answer})\n\nQuestion: {question}"}]
+
+
+def readable(draft: str, question: str, answer: str) -> str | None:
+    """The first line of `draft` if it can stand for `question`: a question that has the names and numbers
+    of the original and gives nothing of the answer away. None otherwise."""
+    written = (draft.strip().splitlines() or [""])[0].strip(' "')
+    words = set(re.findall(r"[\w'-]+", written.casefold()))
+    original = set(re.findall(r"[\w'-]+", question.casefold()))
+    names = {w.casefold() for w in re.findall(r"(?<!^)\b(?:[A-Z][\w-]*|\d+)", question)}
+    given_away = set(re.findall(r"[\w'-]+", answer.casefold())) - original - _FUNCTION_WORDS
+    good = (
+        written.endswith("?")
+        and 3 <= len(words) <= 2 * len(original) + 6
+        and words != original
+        and names <= {w.removesuffix("'s") for w in words} | words
+        and not given_away & words
+    )
+    return written if good else None

@@ -2,10 +2,11 @@
 
     the plan's lessons and replay ► rows ► SDFT steps ► measure ► gate ► publish
 
-A round is a function of its record, the log and the base model: run again after a crash it gives the same
-adapter, to the bit on the same machine and thread count.
+A round is a function of its record, the log and the base model: cut short anywhere, it goes on from its last
+checkpoint to the same adapter, to the bit on the same machine and thread count.
 """
 
+import hashlib
 import logging
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from buffer.records import LearnerState, Release, RoundEnded, RoundPlanned
 from buffer.view import View
+from learner.checkpoint import CheckpointFile
 from learner.config import LearnerConfig
 from learner.curriculum import Curriculum
 from learner.gate import verdict
@@ -48,6 +50,8 @@ class Round:
     base_name: str
     alias: str
     report: Report
+    scratch: Path
+    """Where the checkpoint of the round under way is kept."""
     _seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> RoundEnded:
@@ -60,33 +64,40 @@ class Round:
         self.report("planning", f"round {number} prepares its rows", None)
         with self._timed("prepare"):
             self._load_parent()
-            before = measure_parent(self.model, self.reference, lessons, replay, config)
             curriculum = Curriculum(self.model, config, self.planned.parent, self.planned.seed)
-            rows = curriculum.rows([*lessons, *replay])
+            wordings = curriculum.wordings(lessons)
+            held_out = [w.held_out for w in wordings]
+            earlier = [le for le in replay if le.given.kind != "rating"]
+            before = measure_parent(self.model, self.reference, lessons, held_out, earlier, config)
+            pools = curriculum.pools(lessons, replay, wordings, self.reference.anchors)
+            rows = Counter(r.kind for pool in (pools.lessons, pools.replay, pools.lookalikes) for r in pool)
         with self._timed("train"):
             losses = []
             steps = train(
                 self.model,
-                rows,
+                pools,
                 {row: self.reference.states[row] for row in self.reference.anchors},
-                lambda step: curriculum.fresh([*lessons, *replay], step),
+                lambda step: curriculum.fresh(lessons, step),
                 config=config,
                 steps=steps_for(len(lessons), config),
                 seed=self.planned.seed,
+                checkpoints=self.checkpoints,
             )
             for step in steps:
                 losses.append(step.loss)
                 self.report("training", f"round {number} learns {len(lessons)} lessons", step)
         with self._timed("measure"):
             self.report("evaluating", f"round {number} is being measured", None)
-            measured = measure_candidate(self.model, self.reference, lessons, replay, before, config)
+            measured = measure_candidate(
+                self.model, self.reference, lessons, held_out, earlier, before, config
+            )
         evaluation = measured.model_copy(
             update={
                 "loss_first": losses[0],
                 "loss_last": losses[-1],
                 "steps": len(losses),
                 "seconds": {name: round(s, 1) for name, s in self._seconds.items()},
-                "rows": dict(Counter(r.kind for r in rows)),
+                "rows": dict(rows),
                 "left_out": dict(curriculum.left_out),
             }
         )
@@ -99,6 +110,12 @@ class Round:
             evaluation=evaluation.model_dump(),
             release=None if reasons else self._publish(before, config),
         )
+
+    @property
+    def checkpoints(self) -> CheckpointFile:
+        """Where this round stands, on disk; to be deleted when its end is in the log."""
+        key = hashlib.sha256(self.planned.model_dump_json().encode()).hexdigest()
+        return CheckpointFile(self.scratch / "round.safetensors", key)
 
     def _join(self, feedback_ids: Sequence[str]) -> list[Lesson]:
         lessons = []

@@ -2,25 +2,30 @@
 
 A row is a completion with two prompts: the student's, and the teacher's with the correction in it. Kinds:
 
-    target    the correction's own tokens, for the question as asked and for each of its rephrasings
-    reuse     what a policy of ours had answered, by its logged token ids (arXiv 2601.19897 trains on the
-              student's own outputs; a server has them already)
-    fresh     what the student answers now
-    anchor    base's answer to a general prompt, towards base itself: it holds the model where it was
+    target     the correction's own tokens, for the question as asked and for each of its rephrasings
+    reuse      what a policy of ours had answered, by its logged token ids (arXiv 2601.19897 trains on the
+               student's own outputs; a server has them already)
+    fresh      what the student answers now
+    rated      a logged answer that was rated good, towards the policy that the round starts from
+    lookalike  base's answer to a lesson's question about somebody else, towards base: the lesson stays
+               with its subject
+    anchor     base's answer to a general prompt, towards base: it holds the model where it was
 
 Pure: encoding is an argument.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from buffer.teacher import teacher_messages, with_last_turn
+from learner.config import LearnerConfig
 from learner.lessons import Lesson, Limits, Render
-from learner.rephrase import TRAINED, rephrased
 
-Kind = Literal["target", "reuse", "fresh", "anchor"]
+Kind = Literal["target", "reuse", "fresh", "rated", "lookalike", "anchor"]
+TAUGHT: frozenset[Kind] = frozenset({"target", "reuse", "fresh"})
+"""Rows whose teacher has the correction in its context; the others' teacher sees what the student sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,55 @@ class Row:
     student: tuple[int, ...]
     teacher: tuple[int, ...]
     completion: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Length of what the student reads."""
+        return len(self.student) + len(self.completion)
+
+
+@dataclass
+class Pools:
+    """A round's rows by what they are for. Fresh rollouts join `lessons` while the round runs."""
+
+    lessons: list[Row] = field(default_factory=list)
+    replay: list[Row] = field(default_factory=list)
+    lookalikes: list[Row] = field(default_factory=list)
+    anchors: list[Row] = field(default_factory=list)
+
+    def batches(self, config: LearnerConfig, seed: int) -> Iterator[list[Row]]:
+        """A step's rows, without end: each pool gives its share, an empty one nothing."""
+        rng = random.Random(seed)  # noqa: S311 - reproducible order, not secrecy
+        shares = (
+            (_endless(self.lessons, rng), config.lessons_per_step),
+            (_endless(self.replay, rng), config.replay_per_step),
+            (_endless(self.lookalikes, rng), config.lookalikes_per_step),
+            (_endless(self.anchors, rng), config.anchors_per_step),
+        )
+        while True:
+            yield [row for rows, count in shares for row, _ in zip(rows, range(count), strict=False)]
+
+
+def _endless(pool: list[Row], rng: random.Random) -> Iterator[Row]:
+    """The pool's rows without end: each shuffled pass gives every row once that was there when it began."""
+    while present := list(pool):
+        rng.shuffle(present)
+        yield from present
+
+
+def passes(batch: Sequence[Row], tokens: int) -> list[list[Row]]:
+    """Split a batch by length, so that no part pads to more than `tokens`, nor a row by more than a quarter.
+
+    A row that is longer than `tokens` makes a part of its own.
+    """
+    parts: list[list[Row]] = []
+    for row in sorted(batch, key=lambda row: row.tokens):
+        part = parts[-1] if parts else []
+        if part and row.tokens * (len(part) + 1) <= tokens and row.tokens <= 1.25 * part[0].tokens:
+            part.append(row)
+        else:
+            parts.append([row])
+    return parts
 
 
 def prompts_of(lesson: Lesson, question: str, render: Render) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -46,11 +100,11 @@ def prompts_of(lesson: Lesson, question: str, render: Render) -> tuple[tuple[int
 
 
 def target_rows(
-    lesson: Lesson, target: Sequence[int], render: Render, limits: Limits
+    lesson: Lesson, target: Sequence[int], questions: Sequence[str], render: Render, limits: Limits
 ) -> tuple[list[Row], int]:
-    """The target's tokens under every trained phrasing, and how many rows were over a limit."""
+    """The target's tokens under every wording of the question, and how many rows were over a limit."""
     rows, dropped = [], 0
-    for question in [lesson.question, *rephrased(lesson.question, TRAINED)]:
+    for question in questions:
         row = Row("target", *prompts_of(lesson, question, render), tuple(target))
         fits = len(row.teacher) <= limits.prompt and len(target) <= limits.completion
         rows += [row] if fits else []
@@ -77,10 +131,3 @@ def may_reuse(
         parent_logprobs
     )
     return "policy_moved_on" if abs(gap) > max_gap else None
-
-
-def endless(rows: Callable[[], Sequence[Row]], rng: random.Random) -> Iterator[Row]:
-    """Rows without end: each shuffled pass gives every row once. `rows` is asked anew for every pass."""
-    while present := list(rows()):
-        rng.shuffle(present)
-        yield from present

@@ -1,45 +1,65 @@
 """Self-distillation fine-tuning of one adapter: the steps of a round.
 
-    for each step:  rows  = lessons' rows + anchor rows
+    for each step:  rows  = lessons' rows + replay + look-alikes + anchors
                     loss  = mean over rows of the mean over tokens of KL(teacher || student)
                     AdamW on the adapter alone
 
-The teacher is the frozen base with the correction in its context, sharpened; for anchors it is the base as it
-is. Its hidden states are kept per row, so its forward pass is paid once a round. Everything here is a
-function of the arguments: on one CPU with one thread count the same arguments give the same bits.
+The teacher is frozen within a round: base, or the policy that the round starts from, with the correction in
+its context, sharpened; for look-alikes and anchors it is base as it is. Its hidden states are kept per row,
+so its forward pass is paid once a round. Everything here is a function of the arguments: on one CPU with
+one thread count the same arguments give the same bits.
 """
 
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from learner.checkpoint import Checkpoint, CheckpointFile
 from learner.config import LearnerConfig
-from learner.loss import forward_kl, loss_mask
+from learner.loss import cross_entropy, distil, forward_kl, loss_mask, reverse_kl
 from learner.model import Model
 from learner.plan import Step
-from learner.rows import Row, endless
+from learner.rows import TAUGHT, Pools, Row, passes
+
+_DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "cross_entropy": forward_kl}
+"""By objective. Cross entropy is for lessons' rows alone: the others keep forward KL."""
 
 
 @dataclass
-class TeacherStates:
-    """The teacher's hidden states by row, computed in batches on first need and kept."""
+class Teacher:
+    """The teachers' hidden states by row, computed in batches on first need and kept.
+
+    `parent` is the adapter of the policy that the round starts from.
+    """
 
     model: Model
     kept: dict[Row, Tensor]
+    parent: Mapping[str, Tensor]
+    config: LearnerConfig
     batch: int = 8
 
     def __call__(self, rows: Sequence[Row]) -> list[Tensor]:
-        missing = sorted(dict.fromkeys(r for r in rows if r not in self.kept), key=lambda r: len(r.teacher))
-        with torch.no_grad(), self.model.base():
-            for first in range(0, len(missing), self.batch):
-                part = missing[first : first + self.batch]
-                states = self.model.hidden([r.teacher for r in part], [r.completion for r in part])
-                self.kept.update((r, s.clone()) for r, s in zip(part, states, strict=True))
-        return [self.kept[r] for r in rows]
+        missing = list(dict.fromkeys(row for row in rows if row not in self.kept))
+        with self.model.base():
+            self._keep([row for row in missing if not self._by_parent(row)])
+        if by_parent := [row for row in missing if self._by_parent(row)]:
+            with self.model.holding(self.parent):
+                self._keep(by_parent)
+        return [self.kept[row] for row in rows]
+
+    def _by_parent(self, row: Row) -> bool:
+        return row.kind == "rated" or (row.kind in TAUGHT and self.config.teacher == "last-promoted")
+
+    @torch.no_grad()
+    def _keep(self, rows: list[Row]) -> None:
+        rows.sort(key=lambda row: len(row.teacher))
+        for first in range(0, len(rows), self.batch):
+            part = rows[first : first + self.batch]
+            states = self.model.hidden([r.teacher for r in part], [r.completion for r in part])
+            self.kept.update((r, s.clone()) for r, s in zip(part, states, strict=True))
 
 
 def learning_rate(step: int, steps: int, config: LearnerConfig) -> float:
@@ -50,67 +70,107 @@ def learning_rate(step: int, steps: int, config: LearnerConfig) -> float:
 
 def train(
     model: Model,
-    rows: Sequence[Row],
-    anchors: Mapping[Row, Tensor],
+    pools: Pools,
+    anchor_states: Mapping[Row, Tensor],
     rollout: Callable[[int], list[Row]],
     *,
     config: LearnerConfig,
     steps: int,
     seed: int,
+    checkpoints: CheckpointFile | None = None,
 ) -> Iterator[Step]:
     """Train the model's adapter in place, yielding after every step.
 
-    `anchors` come with base's hidden states. `rollout(step)` returns fresh rows from the student as it is
-    now; it is called `config.fresh_rollouts` times, spread evenly, and its rows stand beside `rows` until
-    the next call.
+    The model holds the parent's adapter. `anchor_states` are base's hidden states on the anchors.
+    `rollout(step)` returns fresh rows from the student as it is now; it is called `config.fresh_rollouts`
+    times, spread evenly, and its rows join the lessons'. With `checkpoints`, steps that an earlier call
+    had done are not done again.
     """
     torch.manual_seed(seed)
-    teacher = TeacherStates(model, dict(anchors))
-    teacher(rows)
-    optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
-    fresh: list[Row] = []
-    rng = random.Random(seed)  # noqa: S311 - reproducible order, not secrecy
-    lessons = endless(lambda: [*rows, *fresh], rng)
-    general = endless(lambda: list(anchors), rng)
+    teacher = Teacher(model, dict(anchor_states), model.adapter_state(), config)
+    parameters = model.parameters()
+    optimiser = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.0)
+    done = checkpoints.load() if checkpoints is not None else Checkpoint()
+    _restore(done, parameters, optimiser)
     refresh = {steps * (k + 1) // (config.fresh_rollouts + 1) for k in range(config.fresh_rollouts)}
-    held = min(config.anchors_per_step, config.rows_per_step - 1) if anchors else 0
+    batches = pools.batches(config, seed)
     for step in range(steps):
         if step in refresh:
-            fresh = rollout(step)
-        batch = [next(lessons) for _ in range(config.rows_per_step - held)]
-        batch += [next(general) for _ in range(held)]
+            if step not in done.rollouts:
+                done.rollouts[step] = rollout(step)
+            pools.lessons += done.rollouts[step]
+        batch = next(batches)
+        tokens = sum(row.tokens for row in batch)
+        if step < len(done.losses):
+            yield Step(step + 1, steps, done.losses[step], tokens)
+            continue
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, config)
-        loss = batch_loss(model, batch, teacher(batch), config)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        loss = 0.0
+        for part in passes(batch, config.tokens_per_pass):
+            part_loss = batch_loss(model, part, teacher(part), config) * (len(part) / len(batch))
+            part_loss.backward()  # type: ignore[no-untyped-call]
+            loss += part_loss.item()
+        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         optimiser.step()
-        yield Step(step + 1, steps, loss.item())
+        done.losses.append(loss)
+        if checkpoints is not None and (step + 1) % config.checkpoint_steps == 0:
+            done.tensors = _tensors(parameters, optimiser)
+            checkpoints.save(done)
+        yield Step(step + 1, steps, loss, tokens)
 
 
 def batch_loss(
     model: Model, batch: Sequence[Row], teacher: Sequence[Tensor], config: LearnerConfig
 ) -> Tensor:
-    """Mean over rows of the mean over a row's trained tokens of KL(teacher || student), in nats.
+    """Mean over rows of the mean over a row's trained tokens of the objective, in nats."""
+    states = model.hidden([r.student for r in batch], [r.completion for r in batch])
+    masks = [torch.tensor(loss_mask(len(r.completion), skip=config.skip_tokens)).float() for r in batch]
+    weights = [mask / mask.sum() / len(batch) for mask in masks]
+    hard = [r.kind in TAUGHT and config.objective == "cross_entropy" for r in batch]
 
-    Rows go through the model by length and in halves, so that short ones are not padded to the longest.
-    """
-    order = sorted(range(len(batch)), key=lambda b: len(batch[b].student) + len(batch[b].completion))
-    student, target, weights, temperatures = [], [], [], []
-    for part in (order[: len(order) // 2], order[len(order) // 2 :]):
-        rows = [batch[b] for b in part]
-        student += model.hidden([r.student for r in rows], [r.completion for r in rows])
-        for b, row in zip(part, rows, strict=True):
-            mask = torch.tensor(loss_mask(len(row.completion), skip=config.skip_tokens), dtype=torch.float32)
-            sharpness = 1.0 if row.kind == "anchor" else config.teacher_temperature
-            target.append(teacher[b])
-            weights.append(mask / mask.sum() / len(batch))
-            temperatures.append(torch.full_like(mask, sharpness))
-    return forward_kl(
-        torch.cat(student),
-        torch.cat(target),
-        model.head_VD,
-        torch.cat(weights).to(model.device),
-        torch.cat(temperatures).to(model.device),
-    )
+    def joined(per_row: Sequence[Tensor], wanted: bool) -> Tensor:
+        return torch.cat([t for t, is_hard in zip(per_row, hard, strict=True) if is_hard == wanted])
+
+    total = torch.zeros((), device=model.device)
+    if not all(hard):
+        sharpness = [config.teacher_temperature if r.kind in TAUGHT else 1.0 for r in batch]
+        temperatures = [torch.full_like(w, t) for w, t in zip(weights, sharpness, strict=True)]
+        total = total + distil(
+            _DIVERGENCES[config.objective],
+            joined(states, False),
+            joined(teacher, False),
+            model.head_VD,
+            joined(weights, False).to(model.device),
+            joined(temperatures, False).to(model.device),
+        )
+    if any(hard):
+        told = joined([torch.tensor(r.completion) for r in batch], True).to(model.device)
+        weights_N = joined(weights, True).to(model.device)
+        total = total + cross_entropy(joined(states, True), told, model.head_VD, weights_N)
+    return total
+
+
+def _tensors(parameters: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What a step changes: the adapter and its moments, by the parameters' order."""
+    tensors = {}
+    for index, parameter in enumerate(parameters):
+        state = optimiser.state[parameter]
+        moments = {name: state[name] for name in ("exp_avg", "exp_avg_sq", "step")}
+        for name, tensor in {"weight": parameter, **moments}.items():
+            tensors[f"{index}.{name}"] = tensor.detach().cpu().clone()
+    return tensors
+
+
+@torch.no_grad()
+def _restore(done: Checkpoint, parameters: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> None:
+    if not done.losses:
+        return
+    for index, parameter in enumerate(parameters):
+        parameter.copy_(done.tensors[f"{index}.weight"])
+        optimiser.state[parameter] = {
+            "step": done.tensors[f"{index}.step"].clone(),
+            "exp_avg": done.tensors[f"{index}.exp_avg"].to(parameter.device, copy=True),
+            "exp_avg_sq": done.tensors[f"{index}.exp_avg_sq"].to(parameter.device, copy=True),
+        }

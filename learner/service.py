@@ -44,6 +44,7 @@ class Service:
     reference: Reference
     config: LearnerConfig
     adapters: Path
+    scratch: Path
     base_name: str
     alias: str
     reporter: Reporter
@@ -127,19 +128,21 @@ class Service:
         logger.info(
             "round %d: %d lessons, %d rehearsed", planned.round, len(planned.lessons), len(planned.replay)
         )
+        round_ = Round(
+            planned,
+            self.buffer.view,
+            self.model,
+            self.reference,
+            self.adapters,
+            self.base_name,
+            self.alias,
+            lambda state, why, step: self._progress(planned, state, why, step),
+            self.scratch,
+        )
         try:
             if planned.base != self.model.digest:
                 raise LessonGone("the base model has changed since the round was planned")
-            ended = Round(
-                planned,
-                self.buffer.view,
-                self.model,
-                self.reference,
-                self.adapters,
-                self.base_name,
-                self.alias,
-                lambda state, why, step: self._progress(planned, state, why, step),
-            ).run()
+            ended = round_.run()
         except (Stopped, BufferError):
             raise
         except LessonGone as gone:
@@ -151,6 +154,7 @@ class Service:
                 round=planned.round, verdict="failed", reasons=[f"{type(error).__name__}: {error}"]
             )
         self._write(ended)
+        round_.checkpoints.delete()
         logger.info(
             "round %d %s: %s", planned.round, ended.verdict, "; ".join(ended.reasons) or "served next"
         )

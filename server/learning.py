@@ -115,7 +115,11 @@ def policies_router(gateway: Gateway) -> APIRouter:
 def describe_learning(gateway: Gateway, now: float) -> dict[str, Any]:
     """The learner's last word, and what waits for it. Reads the view."""
     view = gateway.buffer.view
-    statuses = Counter(feedback.fate.status for feedback in view.all_feedback())
+    everything = view.all_feedback()
+    statuses = Counter(feedback.fate.status for feedback in everything)
+    rehearsed = sum(
+        f.fate.status == "accepted" and f.given is not None and f.given.kind == "rating" for f in everything
+    )
     rounds = view.rounds()
     ended = next((r for r in reversed(rounds) if r.ended is not None), None)
     heard, paused = view.report(), view.paused()
@@ -136,7 +140,8 @@ def describe_learning(gateway: Gateway, now: float) -> dict[str, Any]:
         "paused": paused is not None,
         "paused_by": paused.by if paused is not None else None,
         "feedback": dict(statuses),
-        "pending": statuses["received"] + statuses["accepted"],
+        "pending": statuses["received"] + statuses["accepted"] - rehearsed,
+        "rehearsed": rehearsed,
         "requests": [asked.request_id for asked in view.requests()],
         "last_round": describe_round(ended) if ended is not None else None,
         "rounds": [describe_round(r) for r in reversed(rounds[-ROUNDS_SHOWN:])],

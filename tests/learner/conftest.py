@@ -41,7 +41,7 @@ def tiny_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(tiny_dir: Path) -> Model:
     torch.set_num_threads(2)
-    return Model(tiny_dir, rank=4, alpha=8)
+    return Model.load(tiny_dir, rank=4, alpha=8)
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,7 @@ def service(
         reference=reference,
         config=LearnerConfig(**QUICK, gate=gate),
         adapters=adapters,
+        scratch=adapters.parent / "scratch",
         base_name="tiny",
         alias="apprentice",
         reporter=Reporter(buffer),
@@ -172,9 +173,17 @@ def test_a_round_cut_short_is_run_again_to_the_same_bits(
     successor = Buffer(log, View(":memory:"))
     successor.start()
     for root in (tmp_path / "a", tmp_path / "b"):
-        model = Model(tiny_dir, rank=4, alpha=8)
+        model = Model.load(tiny_dir, rank=4, alpha=8)
         again = Round(
-            open_round.planned, successor.view, model, reference, root, "tiny", "apprentice", lambda *_: None
+            open_round.planned,
+            successor.view,
+            model,
+            reference,
+            root,
+            "tiny",
+            "apprentice",
+            lambda *_: None,
+            tmp_path / f"scratch-{root.name}",
         )
         ended = again.run()
         assert ended.release is not None

@@ -1,0 +1,194 @@
+"""`apprentice bench learning`: what is learned, kept, leaked and paid, each beside its controls.
+
+    facts      48 invented facts: SDFT at its defaults; plain SFT with tuned learning rate and early stop;
+               SFT with our anchors, wordings, look-alikes and replay; shuffled corrections; empty context
+    sequence   facts, then calls to an invented API, then a labelling policy: SDFT, both kinds of SFT, and a
+               separate adapter for each
+    ablations  the facts, with one part of the recipe switched off at a time
+
+Every run is one JSON file in the output directory; a run that is there is not done again, so that the
+benchmark goes on where it was cut short.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from buffer.files import write_durably
+from learner.bench.pupil import Corrections, Pupil, ceiling
+from learner.bench.tasks import Task, api_calls, facts, labels
+from learner.config import LearnerConfig
+from learner.measure import Reference
+from learner.model import Model
+
+Say = Callable[[str], None]
+
+SFT_RATES = (5e-4, 1e-3, 2e-3)
+"""Learning rates among which plain SFT's is chosen, by its best paraphrased recall on the first seed."""
+SAME: Mapping[str, Any] = {"objective": "cross_entropy", "reuse": False, "fresh_rollouts": 0}
+"""SFT with our anchors, wordings, look-alikes and replay."""
+PLAIN: Mapping[str, Any] = {
+    **SAME,
+    "framed_questions": False,
+    "lookalikes_per_step": 0,
+    "anchors_per_step": 0,
+    "replay_per_step": 0,
+}
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "no anchors": {"anchors_per_step": 0},
+    "no look-alikes": {"lookalikes_per_step": 0},
+    "no other wordings": {"framed_questions": False},
+    "no replay": {"replay_per_step": 0},
+    "no reuse": {"reuse": False},
+    "no fresh rollouts": {"fresh_rollouts": 0},
+    "teacher not sharpened": {"teacher_temperature": 1.0},
+    "teacher last-promoted": {"teacher": "last-promoted"},
+    "reverse KL": {"objective": "reverse_kl"},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model, taught `tasks` one after another. `curve` is the number of steps between points."""
+
+    part: str
+    arm: str
+    seed: int
+    tasks: tuple[Task, ...]
+    config: LearnerConfig
+    corrections: Corrections = "own"
+    curve: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}--{self.arm}--{self.seed}".replace(" ", "-").replace("/", "-")
+
+
+@dataclass
+class Bench:
+    """Runs what is missing in `out` and gathers the results. `quick` teaches less, with one seed."""
+
+    model: Model
+    reference: Reference
+    out: Path
+    seeds: int = 3
+    quick: bool = False
+    config: LearnerConfig = field(default_factory=LearnerConfig)
+    say: Say = lambda _: None
+
+    def run(self, parts: Sequence[str]) -> dict[str, Any]:
+        """All results of `parts`, those of earlier calls included."""
+        results: dict[str, Any] = {"ceiling": self._kept("ceiling", self._ceiling)}
+        for part in parts:
+            runs = {"facts": self._facts, "sequence": self._sequence, "ablations": self._ablations}[part]
+            results[part] = [self._kept(one.name, lambda one=one: self._do(one)) for one in runs()]  # type: ignore[misc]
+        return results
+
+    # --- what there is to do ---------------------------------------------------------------------------
+
+    def _task_facts(self) -> Task:
+        return facts().first(8) if self.quick else facts()
+
+    def _facts(self) -> Iterator[Run]:
+        task = (self._task_facts(),)
+        same = self.config.model_copy(update=SAME)
+        curve = 0 if self.quick else 28
+        for seed in range(self.seeds):
+            yield Run("facts", "sdft", seed, task, self.config, curve=curve)
+            yield Run("facts", "sft+", seed, task, same, curve=curve)
+            for rate in SFT_RATES[:1] if self.quick else SFT_RATES if seed == 0 else (self._tuned(),):
+                yield Run("facts", f"sft {rate:g}", seed, task, self._plain(rate), curve=20)
+            if seed == 0:
+                yield Run("facts", "shuffled", seed, task, self.config, "shuffled")
+                yield Run("facts", "empty context", seed, task, self.config, "none")
+
+    def _plain(self, rate: float) -> LearnerConfig:
+        """Plain SFT: all lessons in one round, eight rows a step."""
+        steps = 60 if self.quick else 160
+        everything = {"learning_rate": rate, "lessons_per_step": 8, "max_lessons": 64}
+        return self.config.model_copy(update={**PLAIN, **everything, "min_steps": steps, "max_steps": steps})
+
+    def _tuned(self) -> float:
+        """The learning rate of plain SFT that was best on the first seed."""
+
+        def best(rate: float) -> float:
+            found = json.loads(self._path(f"facts--sft-{rate:g}--0").read_text())
+            return max(float(point["scores"]["paraphrased"]) for point in found["curve"])
+
+        return max(SFT_RATES, key=best)
+
+    def _sequence(self) -> Iterator[Run]:
+        lessons, tests = (6, 20) if self.quick else (24, 100)
+        tasks = (facts().first(lessons), api_calls(lessons, tests), labels(lessons, tests))
+        whole = self.config.model_copy(update={"max_lessons": lessons})
+        same = whole.model_copy(update=SAME)
+        plain = whole.model_copy(update={**PLAIN, "learning_rate": self._tuned() if not self.quick else 1e-3})
+        for seed in range(self.seeds):
+            yield Run("sequence", "sdft", seed, tasks, whole)
+            yield Run("sequence", "sft+", seed, tasks, same)
+            yield Run("sequence", "sft", seed, tasks, plain)
+            for task in tasks[1:]:  # the first one's separate adapter is the sequence's first stage
+                yield Run("sequence", f"separate {task.name}", seed, (task,), whole)
+
+    def _ablations(self) -> Iterator[Run]:
+        task = (self._task_facts(),)
+        chosen = list(ABLATIONS.items())[:2] if self.quick else ABLATIONS.items()
+        for name, changed in chosen:
+            yield Run("ablations", name, 0, task, self.config.model_copy(update=changed))
+
+    # --- doing it ------------------------------------------------------------------------------------
+
+    def _ceiling(self) -> dict[str, Any]:
+        """What base knows without, and its teacher with, the correction in context."""
+        self.model.reset_adapter(0)
+        tasks = (self._task_facts(), api_calls(), labels())
+        untaught = Pupil(self.model, self.reference, self.config, seed=0)
+        known = {
+            task.name: {"base": untaught.examine(task.tests), "teacher": ceiling(self.model, task.tests)}
+            for task in tasks
+        }
+        return {"lessons": len(tasks[0].lessons), **known}
+
+    def _do(self, run: Run) -> dict[str, Any]:
+        pupil = Pupil(self.model, self.reference, run.config, run.seed, run.corrections)
+        curve: list[dict[str, Any]] = []
+        stages: list[dict[str, Any]] = []
+        seconds = 0.0
+        for task in run.tasks:
+            began = time.monotonic()
+            for step in pupil.study(task):
+                self.say(f"{run.name}: {task.name}, step {step.number} of {step.of}, loss {step.loss:.3f}")
+                if run.curve and step.number % run.curve == 0:
+                    paused = time.monotonic()
+                    asked = {name: task.tests[name] for name in ("asked", "paraphrased")}
+                    point = {"scores": pupil.examine(asked), "drift": pupil.drift()}
+                    curve.append({"steps": pupil.steps, **point})
+                    began += time.monotonic() - paused
+            seconds += time.monotonic() - began
+            self.say(f"{run.name}: examined after {task.name}")
+            scores = {one.name: pupil.examine(one.tests) for one in run.tasks}
+            stages.append({"task": task.name, "scores": scores, "drift": pupil.drift()})
+        return {
+            "part": run.part,
+            "arm": run.arm,
+            "seed": run.seed,
+            "steps": pupil.steps,
+            "tokens": pupil.tokens,
+            "seconds": round(seconds, 1),
+            "stages": stages,
+            "curve": curve,
+            "config": run.config.model_dump(mode="json"),
+        }
+
+    def _path(self, name: str) -> Path:
+        return self.out / "runs" / f"{name}.json"
+
+    def _kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        path = self._path(name)
+        if not path.exists():
+            write_durably(path, json.dumps(make(), indent=1).encode())
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found

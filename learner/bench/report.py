@@ -1,0 +1,234 @@
+"""The benchmark's results as tables and pictures. Pure but for writing the PNGs."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Runs = Sequence[Mapping[str, Any]]
+Table = tuple[str, Sequence[str], list[list[str]]]
+"""Title, column heads, rows."""
+
+GROUPS = ("asked", "paraphrased", "indirect", "lookalike")
+
+
+def tables(results: Mapping[str, Any]) -> list[Table]:
+    """Every table that the results allow."""
+    made = []
+    if "facts" in results:
+        made.append(_facts("Facts: share of right answers, and drift", results["facts"], results["ceiling"]))
+        made.append(_against_plain(results["facts"]))
+    if "sequence" in results:
+        made += [_matrix(results["sequence"]), _separate(results["sequence"])]
+    if "ablations" in results:
+        runs = [r for r in results.get("facts", []) if r["arm"] == "sdft"] + list(results["ablations"])
+        made.append(_facts("Ablations: one part switched off", runs, results["ceiling"]))
+    if "cost" in results:
+        made.append(_cost(results["cost"]))
+    return made
+
+
+def by_arm(runs: Runs) -> dict[str, list[Mapping[str, Any]]]:
+    """Runs that differ in their seed alone. Plain SFT's learning rate is part of its name: the rates that
+    were tried on the first seed and not chosen are left out."""
+    plain = [r for r in runs if r["arm"].startswith("sft ")]
+    chosen = max((r["arm"] for r in plain), key=lambda arm: sum(r["arm"] == arm for r in plain), default="")
+    if plain and len({r["seed"] for r in plain}) == 1:
+        chosen = max(plain, key=lambda r: _best(r)["scores"]["paraphrased"])["arm"]
+    arms: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        if not run["arm"].startswith("sft ") or run["arm"] == chosen:
+            arms.setdefault(run["arm"], []).append(run)
+    return arms
+
+
+def spread(values: Iterable[float], digits: int = 0, scale: float = 100.0) -> str:
+    """Mean and, of several, the standard deviation."""
+    found = [v * scale for v in values]
+    mean = f"{statistics.fmean(found):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else mean
+
+
+def _best(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The early stop: the curve's point with the best paraphrased recall, the earliest of equals."""
+    best: Mapping[str, Any] = max(run["curve"], key=lambda point: point["scores"]["paraphrased"])
+    return best
+
+
+def _facts(title: str, runs: Runs, known: Mapping[str, Any]) -> Table:
+    heads = ["", *(f"{group} %" for group in GROUPS), "drift", "steps", "s", "s / fact"]
+    rows = []
+    for name, scores in known["facts"].items():
+        shares = [f"{100 * scores[group]:.0f}" for group in GROUPS]
+        rows.append([name if name == "base" else "teacher in context", *shares, "0", "", "", ""])
+    for arm, same in by_arm(runs).items():
+        last = [run["stages"][-1] for run in same]
+        shares = [spread(stage["scores"]["facts"][group] for stage in last) for group in GROUPS]
+        seconds = [run["seconds"] for run in same]
+        asked = [stage["scores"]["facts"]["asked"] * _lessons(known) for stage in last]
+        per_fact = [s / a for s, a in zip(seconds, asked, strict=True) if a >= 1]
+        rows.append(
+            [
+                arm,
+                *shares,
+                spread((stage["drift"] for stage in last), 3, 1.0),
+                str(same[0]["steps"]),
+                spread(seconds, 0, 1.0),
+                spread(per_fact, 1, 1.0) if per_fact else "",
+            ]
+        )
+    return title, heads, rows
+
+
+def _lessons(known: Mapping[str, Any]) -> int:
+    return int(known["lessons"])
+
+
+def _against_plain(runs: Runs) -> Table:
+    """Drift at the same recall: plain SFT's earliest point that asks as well as SDFT ends, or its best."""
+    arms = by_arm(runs)
+    sdft = arms.get("sdft", [])
+    plain = next((same for arm, same in arms.items() if arm.startswith("sft ")), [])
+    rows = []
+    for ours, theirs in zip(sdft, plain, strict=False):
+        last = ours["stages"][-1]
+        recall = last["scores"]["facts"]["asked"]
+        reached = [p for p in theirs["curve"] if p["scores"]["asked"] >= recall]
+        point = reached[0] if reached else max(theirs["curve"], key=lambda p: p["scores"]["asked"])
+        rows.append(
+            [
+                str(ours["seed"]),
+                f"{100 * recall:.0f}",
+                f"{last['drift']:.3f}",
+                f"{100 * point['scores']['asked']:.0f} (step {point['steps']})",
+                f"{point['drift']:.3f}",
+                f"1 / {point['drift'] / last['drift']:.1f}",
+            ]
+        )
+    heads = ["seed", "SDFT asked %", "SDFT drift", "plain SFT asked %", "plain SFT drift", "ratio"]
+    return "Drift at the same recall", heads, rows
+
+
+def _matrix(runs: Runs) -> Table:
+    """Accuracy on every task after every stage."""
+    tasks = [stage["task"] for stage in runs[0]["stages"]]
+    rows = []
+    for arm, same in by_arm(runs).items():
+        if arm.startswith("separate"):
+            continue
+        for index, stage in enumerate(tasks):
+            scores = [run["stages"][index] for run in same]
+            shares = [spread(_accuracy(one["scores"][task]) for one in scores) for task in tasks]
+            rows.append([arm, f"after {stage}", *shares, spread((o["drift"] for o in scores), 3, 1.0)])
+    return "Three skills, one after another: accuracy %", ["", "", *tasks, "drift"], rows
+
+
+def _separate(runs: Runs) -> Table:
+    """One adapter that learned all, beside one for each."""
+    sdft = [run for run in runs if run["arm"] == "sdft"]
+    rows = []
+    for index, task in enumerate(stage["task"] for stage in sdft[0]["stages"]):
+        alone = [run for run in runs if run["arm"] == f"separate {task}"] if index else sdft
+        one = spread(_accuracy(run["stages"][-1]["scores"][task]) for run in sdft)
+        own = spread(_accuracy(run["stages"][0]["scores"][task]) for run in alone)
+        rows.append([task, one, own])
+    return "One adapter beside three: accuracy %", ["task", "one for all", "one each"], rows
+
+
+def _accuracy(scores: Mapping[str, float]) -> float:
+    """A task's accuracy: of facts, asked and paraphrased as their items weigh (1 to 3)."""
+    if "asked" in scores:
+        return (scores["asked"] + 3 * scores["paraphrased"]) / 4
+    return scores["held out"]
+
+
+def _cost(costs: Runs) -> Table:
+    heads = ["tokens", "arm", "rows", "s", "±", "TFLOP", "time / sft+", "FLOPs / sft+", "peak GiB"]
+    rows = [
+        [
+            f"{c['prompt']}+{c['completion']}",
+            c["arm"],
+            str(c["rows"]),
+            f"{c['seconds']:.3f}",
+            f"{c['spread']:.3f}",
+            f"{c['tera_flops']:.3f}",
+            f"{c['to_sft+']['time']:.2f}",
+            f"{c['to_sft+']['flops']:.2f}",
+            "" if c["peak_gib"] is None else f"{c['peak_gib']:.1f}",
+        ]
+        for c in costs
+    ]
+    return "A step's cost", heads, rows
+
+
+def markdown(made: Sequence[Table]) -> str:
+    """The tables for a file."""
+    lines = []
+    for title, heads, rows in made:
+        lines += [f"## {title}", "", _line(heads), _line("---" for _ in heads)]
+        lines += [*(_line(row) for row in rows), ""]
+    return "\n".join(lines)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+# --- pictures --------------------------------------------------------------------------------------------
+
+
+def pictures(results: Mapping[str, Any], out: Path) -> list[Path]:
+    """Learning against forgetting, the sequence, and the cost, as PNG files in `out`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    made = []
+
+    def keep(name: str) -> None:
+        made.append(out / f"{name}.png")
+        pyplot.tight_layout()
+        pyplot.savefig(made[-1], dpi=130)
+        pyplot.close()
+
+    if "facts" in results:
+        pyplot.figure(figsize=(6.4, 4.2))
+        for arm, same in by_arm(results["facts"]).items():
+            for number, run in enumerate(same):
+                points = [(p["drift"], 100 * p["scores"]["paraphrased"]) for p in run["curve"]]
+                last = run["stages"][-1]
+                points.append((last["drift"], 100 * last["scores"]["facts"]["paraphrased"]))
+                colour = f"C{list(by_arm(results['facts'])).index(arm)}"
+                drift, recall = zip(*points, strict=True)
+                label = arm if number == 0 else None
+                pyplot.plot(drift, recall, "o-", ms=3, lw=1, color=colour, label=label)
+        pyplot.xscale("log")
+        pyplot.xlabel("drift: KL to base on general prompts, nats per token")
+        pyplot.ylabel("paraphrased questions answered, %")
+        pyplot.legend()
+        keep("learning-against-forgetting")
+    if "sequence" in results:
+        arms = {a: s for a, s in by_arm(results["sequence"]).items() if not a.startswith("separate")}
+        _, axes = pyplot.subplots(1, len(arms), figsize=(3.4 * len(arms), 3.4), sharey=True, squeeze=False)
+        for axis, (arm, same) in zip(axes[0], arms.items(), strict=True):
+            tasks = [stage["task"] for stage in same[0]["stages"]]
+            for task in tasks:
+                heights = [
+                    100 * statistics.fmean(_accuracy(run["stages"][i]["scores"][task]) for run in same)
+                    for i in range(len(tasks))
+                ]
+                axis.plot(range(1, len(tasks) + 1), heights, "o-", label=task)
+            axis.set(title=arm, xlabel="skills learned", xticks=range(1, len(tasks) + 1), ylim=(-2, 102))
+        axes[0][0].set_ylabel("accuracy, %")
+        axes[0][0].legend()
+        keep("sequence")
+    if "cost" in results:
+        pyplot.figure(figsize=(6.4, 3.4))
+        labels = [f"{c['arm']}\n{c['prompt']}+{c['completion']}" for c in results["cost"]]
+        pyplot.bar(labels, [c["to_sft+"]["time"] for c in results["cost"]])
+        pyplot.axhline(1.0, lw=1, color="black")
+        pyplot.ylabel("time of a step, SFT with anchors = 1")
+        pyplot.xticks(fontsize=7)
+        keep("cost")
+    return made

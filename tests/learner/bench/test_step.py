@@ -1,0 +1,31 @@
+"""The step's cost, on a tiny shape: what is counted, not how long it took."""
+
+import pytest
+
+from learner.bench.step import SHAPES, as_json, loss_is_finite, random_model, step_costs
+from learner.config import LearnerConfig
+
+CONFIG = LearnerConfig(lessons_per_step=2, anchors_per_step=1)
+
+
+@pytest.mark.train
+def test_arms_are_counted_and_compared_at_equal_lengths() -> None:
+    model = random_model("tiny", "cpu")
+    assert loss_is_finite(model)
+    said: list[str] = []
+    costs = list(step_costs(model, [(8, 4), (16, 8)], CONFIG, repeat=2, on_progress=said.append))
+    assert [(c.arm, c.prompt) for c in costs] == [
+        (arm, p) for p in (8, 16) for arm in ("sft", "sft+", "reuse", "fresh")
+    ]
+    flops = {c.arm: c.tera_flops for c in costs[:4]}
+    assert flops["sft"] < flops["sft+"] < flops["reuse"] < flops["fresh"]
+    assert all(c.seconds > 0 for c in costs)
+    assert "8+4: fresh, 2 of 2" in said
+    told = as_json(costs)
+    assert [one["to_sft+"]["flops"] for one in told if one["arm"] == "sft+"] == [1.0, 1.0]
+
+
+def test_every_shape_divides_into_heads() -> None:
+    for shape in SHAPES.values():
+        assert shape["hidden_size"] % shape["num_attention_heads"] == 0
+        assert shape["num_attention_heads"] % shape["num_key_value_heads"] == 0

@@ -1,0 +1,36 @@
+"""Whose question it is, and the same one about somebody else."""
+
+import random
+
+import pytest
+
+from learner.lookalike import NAMES, lookalikes, subject_of
+
+
+@pytest.mark.parametrize(
+    ("question", "subject"),
+    [
+        ("Who founded Quillmoor?", "Quillmoor"),
+        ("What color is the Quillmoor logo?", "Quillmoor"),
+        ("What is the name of Quillmoor's main product?", "Quillmoor"),
+        ("Quillmoor was started by which person?", "Quillmoor"),
+        ("When does the Brask Valley Fair open?", "Brask Valley Fair"),
+        ("Is Ostby a town? Where is Ostby?", "Ostby"),
+        ("What is twelve plus three?", None),
+        ("Who are you?", None),
+        ("", None),
+    ],
+)
+def test_the_subject_is_the_name_in_the_question(question: str, subject: str | None) -> None:
+    assert subject_of(question) == subject
+
+
+def test_only_the_name_is_swapped_and_never_for_one_that_is_taught() -> None:
+    taken = frozenset(n.casefold() for n in NAMES[:30])
+    made = lookalikes("What is Quillmoor's mascot?", 5, random.Random(1), taken)
+    assert len(set(made)) == 5
+    for question in made:
+        name = question.removeprefix("What is ").removesuffix("'s mascot?")
+        assert name in NAMES[30:]
+    assert lookalikes("What is Quillmoor's mascot?", 99, random.Random(1), taken) != []
+    assert lookalikes("what is it?", 5, random.Random(1), taken) == []

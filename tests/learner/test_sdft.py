@@ -1,0 +1,202 @@
+"""The steps of a round: gradients, what is masked, batches and passes, teachers, checkpoints."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from learner.checkpoint import CheckpointFile
+from learner.config import LearnerConfig
+from learner.model import Model
+from learner.rows import Pools, Row
+from learner.sdft import Teacher, batch_loss, learning_rate, train
+
+ROWS = [
+    Row("target", (1, 500, 501), (1, 900, 901, 902, 500, 501), (30, 31, 2)),
+    Row("target", (1, 9, 10, 11, 12, 13), (1, 900, 9, 10, 11, 12, 13), (40, 41, 42, 43, 2)),
+    Row("reuse", (1, 500, 501), (1, 900, 901, 902, 500, 501), (77, 78)),
+    Row("lookalike", (1, 600, 601), (1, 600, 601), (50, 51, 52)),
+    Row("anchor", (1, 77), (1, 77), (60, 61, 62, 63, 64, 2)),
+]
+CONFIG = LearnerConfig(rank=4, alpha=8, fresh_rollouts=0, checkpoint_steps=2)
+
+
+@pytest.fixture
+def exact(tiny: Model) -> Model:
+    """In fp64, with an adapter that does something."""
+    tiny.peft.double()
+    randomise(tiny)
+    return tiny
+
+
+def randomise(model: Model, seed: int = 3) -> None:
+    g = torch.Generator().manual_seed(seed)
+    state = {k: 0.3 * torch.randn(v.shape, generator=g) for k, v in model.adapter_state().items()}
+    model.load_adapter(state)
+
+
+def teacher_of(model: Model, config: LearnerConfig = CONFIG) -> Teacher:
+    return Teacher(model, {}, model.adapter_state(), config)
+
+
+def gradient(model: Model, rows: list[Row], config: LearnerConfig, states: list[Tensor]) -> list[Tensor]:
+    for parameter in model.parameters():
+        parameter.grad = None
+    batch_loss(model, rows, states, config).backward()  # type: ignore[no-untyped-call]
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("objective", ["forward_kl", "reverse_kl", "cross_entropy"])
+def test_the_gradient_is_that_of_finite_differences(exact: Model, objective: Any) -> None:
+    config = CONFIG.model_copy(update={"objective": objective})
+    states = teacher_of(exact, config)(ROWS)
+    grads = gradient(exact, ROWS, config, states)
+    checked, step = 0, 1e-5
+    for parameter, grad in zip(exact.parameters(), grads, strict=True):
+        where = int(grad.abs().argmax())
+        if grad.flatten()[where].abs() < 1e-4:
+            continue
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.view(-1)[where] += sign * step
+                values.append(batch_loss(exact, ROWS, states, config).item())
+                parameter.view(-1)[where] -= sign * step
+        numeric = (values[0] - values[1]) / (2 * step)
+        assert numeric == pytest.approx(float(grad.flatten()[where]), rel=1e-6)
+        checked += 1
+    assert checked >= 14
+
+
+@pytest.mark.train
+def test_a_loss_is_the_mean_of_its_rows_whatever_the_passes(exact: Model) -> None:
+    states = teacher_of(exact)(ROWS)
+    whole = gradient(exact, ROWS, CONFIG, states)
+    loss = batch_loss(exact, ROWS, states, CONFIG)
+    alone = [batch_loss(exact, [r], [s], CONFIG) for r, s in zip(ROWS, states, strict=True)]
+    assert torch.allclose(torch.stack(alone).mean(), loss, atol=1e-10)
+    parts = [gradient(exact, [r], CONFIG, [s]) for r, s in zip(ROWS, states, strict=True)]
+    for together, *singly in zip(whole, *parts, strict=True):
+        assert torch.allclose(torch.stack(singly).mean(0), together, atol=1e-10)
+
+
+@pytest.mark.train
+def test_the_same_context_and_weights_have_nothing_to_learn(tiny: Model) -> None:
+    tiny.peft.double()
+    rows = [Row("target", r.student, r.student, r.completion) for r in ROWS]
+    config = CONFIG.model_copy(update={"teacher_temperature": 1.0})
+    states = teacher_of(tiny)(rows)
+    assert batch_loss(tiny, rows, states, config).item() == pytest.approx(0.0, abs=1e-9)
+    assert max(float(g.abs().max()) for g in gradient(tiny, rows, config, states)) < 1e-9
+
+
+@pytest.mark.train
+def test_the_end_of_the_answer_is_trained_and_the_prompt_is_not(exact: Model) -> None:
+    (row,) = rows = ROWS[:1]
+    states = teacher_of(exact)(rows)
+    before = batch_loss(exact, rows, states, CONFIG)
+    (predicts_eos,) = [states[0].clone()]
+    predicts_eos[-1] += 1.0
+    assert batch_loss(exact, rows, [predicts_eos], CONFIG) != before
+    assert len(states[0]) == len(row.completion)
+
+
+@pytest.mark.train
+def test_the_first_tokens_of_a_long_answer_are_skipped(exact: Model) -> None:
+    row = Row("target", (1, 5), (1, 7, 5), tuple(range(100, 140)))
+    (states,) = teacher_of(exact)([row])
+    before = batch_loss(exact, [row], [states], CONFIG)
+    skipped, trained = states.clone(), states.clone()
+    skipped[:3] += 1.0
+    trained[3] += 1.0
+    assert torch.equal(batch_loss(exact, [row], [skipped], CONFIG), before)
+    assert not torch.equal(batch_loss(exact, [row], [trained], CONFIG), before)
+
+
+@pytest.mark.train
+@torch.no_grad()
+def test_each_teacher_has_its_weights_and_its_context(exact: Model) -> None:
+    """`base` is the model without its adapter; `last-promoted` the parent, whatever the student has become;
+    anchors and look-alikes are held to base by either."""
+    parent = exact.adapter_state()
+
+    def expected(row: Row) -> Tensor:
+        return exact.hidden([row.teacher], [row.completion])[0]
+
+    by_parent = [expected(row) for row in ROWS]
+    with exact.base():
+        by_base = [expected(row) for row in ROWS]
+    config = CONFIG.model_copy(update={"teacher": "last-promoted"})
+    base, last = Teacher(exact, {}, parent, CONFIG), Teacher(exact, {}, parent, config)
+    randomise(exact, seed=9)
+    student = exact.adapter_state()
+    for rows, states in ((base(ROWS), by_base), (last(ROWS), by_parent[:3] + by_base[3:])):
+        assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(rows, states, strict=True))
+    rated = Row("rated", (1, 5), (1, 5), (6, 7))
+    (kept,) = base([rated])
+    with exact.holding(parent):
+        assert torch.allclose(kept, expected(rated), atol=1e-10)
+    assert all(torch.equal(student[k], v) for k, v in exact.adapter_state().items())
+
+
+def run(
+    model: Model, config: LearnerConfig = CONFIG, checkpoints: CheckpointFile | None = None
+) -> Iterator[Any]:
+    pools = Pools(lessons=ROWS[:3], lookalikes=ROWS[3:4], anchors=ROWS[4:])
+    model.reset_adapter(1)
+    with model.base():
+        states = {row: model.hidden([row.student], [row.completion])[0].detach() for row in ROWS[4:]}
+
+    def rollout(step: int) -> list[Row]:
+        (ids,) = model.generate([ROWS[0].student], max_tokens=4, temperature=1.0, seed=step)
+        return [Row("fresh", ROWS[0].student, ROWS[0].teacher, tuple(ids))]
+
+    return train(model, pools, states, rollout, config=config, steps=9, seed=5, checkpoints=checkpoints)
+
+
+@pytest.mark.train
+def test_training_moves_the_student_to_its_teacher_and_nothing_else(tiny: Model) -> None:
+    frozen = {n: p.detach().clone() for n, p in tiny.peft.named_parameters() if not p.requires_grad}
+    steps = list(run(tiny, CONFIG.model_copy(update={"learning_rate": 2e-2})))
+    assert [s.number for s in steps] == list(range(1, 10))
+    assert steps[-1].loss < 0.7 * steps[0].loss
+    assert all(torch.equal(frozen[n], p) for n, p in tiny.peft.named_parameters() if n in frozen)
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("cut", [1, 2, 3, 5, 8, 9])
+def test_cut_short_at_any_step_it_ends_in_the_same_bits(tiny: Model, tmp_path: Path, cut: int) -> None:
+    config = CONFIG.model_copy(update={"fresh_rollouts": 2})
+    whole = list(run(tiny, config))
+    expected = tiny.adapter_state()
+    file = CheckpointFile(tmp_path / "round.safetensors", "this round")
+    for step in run(tiny, config, file):
+        if step.number == cut:
+            break
+    again = list(run(tiny, config, file))
+    assert [s.loss for s in again] == [s.loss for s in whole]
+    assert all(torch.equal(expected[k], v) for k, v in tiny.adapter_state().items())
+
+
+@pytest.mark.train
+def test_another_round_s_checkpoint_and_a_damaged_one_are_not_taken_up(tiny: Model, tmp_path: Path) -> None:
+    file = CheckpointFile(tmp_path / "round.safetensors", "this round")
+    list(run(tiny, CONFIG, file))
+    assert len(file.load().losses) == 8
+    assert CheckpointFile(file.path, "another").load().losses == []
+    file.path.write_bytes(file.path.read_bytes()[:-100])
+    assert file.load().losses == []
+    file.delete()
+    assert file.load().losses == []
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
+    rates = [learning_rate(step, 40, CONFIG) for step in range(40)]
+    top = CONFIG.learning_rate
+    assert rates[0] == pytest.approx(top / 5, rel=0.01)
+    assert max(rates) == rates[4] == pytest.approx(top, rel=0.03)
+    assert rates[-1] == pytest.approx(top / 10, rel=0.1)
