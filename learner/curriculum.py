@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from buffer.teacher import TEACHER_ANSWERS
 from learner.config import LearnerConfig
 from learner.lessons import Lesson, Limits
 from learner.model import Model
@@ -39,13 +40,13 @@ class Curriculum:
 
     def targets(self, lessons: Sequence[Lesson]) -> list[list[int]]:
         """The tokens that a lesson's answer should have: the correction's own, or, where the feedback says
-        only how to change the answer, what the teacher answers with that in its context."""
+        only something about the answer, what the teacher answers with that in its context."""
         ids = {
             le.feedback_id: [*self.model.encode(le.given.text or ""), self.model.eos]
             for le in lessons
-            if le.given.kind != "instruction"
+            if le.given.kind not in TEACHER_ANSWERS
         }
-        told = [le for le in lessons if le.given.kind == "instruction"]
+        told = [le for le in lessons if le.given.kind in TEACHER_ANSWERS]
         with self.model.base():
             prompts = [prompts_of(le, le.question, self.model.render)[1] for le in told]
             answers = self.model.generate(prompts, max_tokens=self.config.max_completion_tokens)
