@@ -43,8 +43,20 @@ def given(running: Running) -> list[FeedbackGiven]:
     return [p for p in running.log.payloads(FeedbackGiven) if isinstance(p, FeedbackGiven)]
 
 
+def working() -> "list[asyncio.Task[None]]":
+    return [task for task in asyncio.all_tasks() if task.get_name() == TASK]
+
+
 async def settled() -> None:
-    await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == TASK))
+    await asyncio.gather(*working())
+
+
+async def only_one_works() -> bool:
+    for _ in range(1000):
+        if len(working()) == 1:
+            return True
+        await asyncio.sleep(0.01)
+    return False
 
 
 def counted(running: Running, name: str, **labels: str) -> float:
@@ -148,6 +160,7 @@ def test_no_reply_waits_for_the_record_which_is_made_once(running: Running, stre
     disk = running.log.holding[FeedbackGiven.type] = Future()
     for _ in range(2):
         chat(running, CORRECTED, stream=stream)
+    assert running.run(only_one_works()), "the second request leaves it to the first"
     assert counted(running, "feedback", kind="follow_up") == 0
     disk.set_result(None)
     given(running)
