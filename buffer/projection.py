@@ -29,7 +29,7 @@ from buffer.records import (
     UnreadableRecord,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE positions (stream TEXT, partition INT, offset INT,
                         PRIMARY KEY (stream, partition)) WITHOUT ROWID;
@@ -38,6 +38,7 @@ CREATE TABLE watermarks (source TEXT, stream TEXT, partition INT, sequence INT,
 CREATE TABLE exchanges (completion_id TEXT PRIMARY KEY, principal TEXT, question TEXT, created REAL,
                         opened BLOB, closed BLOB, erased INT NOT NULL DEFAULT 0);
 CREATE INDEX exchanges_by_principal ON exchanges (principal, created, completion_id);
+CREATE INDEX exchanges_by_question ON exchanges (question, created);
 CREATE TABLE feedback (feedback_id TEXT PRIMARY KEY, principal TEXT, completion_id TEXT, question TEXT,
                        teaches INT, idempotency_key TEXT, received REAL, given BLOB,
                        withdrawn INT NOT NULL DEFAULT 0, erased INT NOT NULL DEFAULT 0);
@@ -57,7 +58,7 @@ CREATE INDEX records_by_subject ON records (subject);
 CREATE TABLE poison (record_id TEXT PRIMARY KEY, type TEXT, why TEXT) WITHOUT ROWID;
 """
 
-TEACHES = ("correction", "instruction", "demonstration")
+TEACHES = ("correction", "instruction", "demonstration", "follow_up")
 """Kinds of feedback that carry a lesson of their own; of one question the latest such counts."""
 
 

@@ -127,7 +127,8 @@ class ExchangeClosed(Payload):
 
 # --- feedback ------------------------------------------------------------------------------------------
 
-FeedbackKind = Literal["correction", "instruction", "rating", "demonstration"]
+FeedbackKind = Literal["correction", "instruction", "rating", "demonstration", "follow_up"]
+"""A `follow_up` is what the user said next; only a gateway records it, for the answer that it corrects."""
 
 
 class Check(BaseModel):

@@ -10,6 +10,7 @@ a thinking process.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from buffer.hints import hint_of
 from buffer.records import FeedbackGiven
 
 CORRECTION = (
@@ -17,12 +18,22 @@ CORRECTION = (
     "Now answer with a response of your own."
 )
 INSTRUCTION = "{question}\n\nGuidance for this answer (do not mention it): {text}"
+FOLLOW_UP = "{question}\n\nHint about the right answer (do not mention it): {text}"
 
 TEMPLATES: Mapping[str, str] = {
     "correction": CORRECTION,
     "demonstration": CORRECTION,
     "instruction": INSTRUCTION,
+    "follow_up": FOLLOW_UP,
 }
+
+TEACHER_ANSWERS = ("instruction", "follow_up")
+"""Kinds that say something about the right answer without being it: the teacher gives it."""
+
+
+def told(given: FeedbackGiven) -> str | None:
+    """What feedback says about the right answer: its text, or the hint in what the user said next."""
+    return hint_of(given.text or "") if given.kind == "follow_up" else given.text
 
 
 def last_user_turn(messages: Sequence[Mapping[str, Any]]) -> int | None:
@@ -42,11 +53,12 @@ def teacher_messages(
 ) -> list[dict[str, Any]] | None:
     """The teacher's messages for `given`, feedback on the answer to `messages`.
 
-    None where there is no such context: a rating says nothing to put there, and the last turn must be a
-    user's text.
+    None where there is no such context: a rating says nothing to put there, nor does a follow-up without a
+    hint, and the last turn must be a user's text.
     """
     template = TEMPLATES.get(given.kind)
     turn = last_user_turn(messages)
-    if template is None or turn is None or not given.text:
+    text = told(given)
+    if template is None or turn is None or not text:
         return None
-    return with_last_turn(messages, template.format(question=messages[turn]["content"], text=given.text))
+    return with_last_turn(messages, template.format(question=messages[turn]["content"], text=text))

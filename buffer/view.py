@@ -7,7 +7,7 @@ in log order, one transaction a batch, together with the positions they move to;
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -196,6 +196,16 @@ class View:
             f" ORDER BY created {order}, completion_id {order} LIMIT ?3",
             principal,
             after,
+            limit,
+        )
+        return [_exchange(row) for row in rows]
+
+    def asked(self, principal: str, messages: Sequence[Mapping[str, Any]], *, limit: int) -> list[Exchange]:
+        """A principal's exchanges that asked exactly this, newest first."""
+        rows = self._rows(
+            "SELECT created, opened, closed FROM exchanges WHERE question = ? AND opened IS NOT NULL"
+            " ORDER BY created DESC LIMIT ?",
+            projection.question_key(principal, messages),
             limit,
         )
         return [_exchange(row) for row in rows]

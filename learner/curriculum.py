@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from buffer.teacher import with_last_turn
+from buffer.teacher import TEACHER_ANSWERS, told, with_last_turn
 from learner.config import LearnerConfig
 from learner.lessons import Lesson, Limits, answered
 from learner.lookalike import lookalikes, subject_of
@@ -78,17 +78,17 @@ class Curriculum:
 
     def targets(self, lessons: Sequence[Lesson]) -> list[list[int]]:
         """The tokens that a lesson's answer should have: the correction's own, or, where the feedback says
-        only how to change the answer, what the teacher answers with that in its context."""
+        only something about the answer, what the teacher answers with that in its context."""
         ids = {
             le.feedback_id: [*self.model.encode(le.given.text or ""), self.model.eos]
             for le in lessons
-            if le.given.kind != "instruction"
+            if le.given.kind not in TEACHER_ANSWERS
         }
-        told = [le for le in lessons if le.given.kind == "instruction"]
+        unsaid = [le for le in lessons if le.given.kind in TEACHER_ANSWERS]
         with self.model.base():
-            prompts = [prompts_of(le, le.question, self.model.render)[1] for le in told]
+            prompts = [prompts_of(le, le.question, self.model.render)[1] for le in unsaid]
             answers = self.model.generate(prompts, max_tokens=self.config.max_completion_tokens)
-        ids |= {le.feedback_id: answer for le, answer in zip(told, answers, strict=True)}
+        ids |= {le.feedback_id: answer for le, answer in zip(unsaid, answers, strict=True)}
         return [ids[le.feedback_id] for le in lessons]
 
     def fresh(self, lessons: Sequence[Lesson], step: int) -> list[Row]:
@@ -122,7 +122,7 @@ class Curriculum:
         """Wordings that base writes with the correction at hand. One is kept if it reads as the same question
         (`learner.rephrase.readable`) and the teacher then still answers right."""
         count = self.config.written_questions
-        prompts = [self.model.render(asked_for(le.question, le.given.text or "")) for le in lessons]
+        prompts = [self.model.render(asked_for(le.question, told(le.given) or "")) for le in lessons]
         with self.model.base():
             drafts = self.model.generate(
                 [prompt for prompt in prompts for _ in range(count)],
@@ -133,7 +133,7 @@ class Curriculum:
             pairs = []
             for index, ids in enumerate(drafts):
                 lesson = lessons[index // count]
-                question = readable(self.model.decode(ids), lesson.question, lesson.given.text or "")
+                question = readable(self.model.decode(ids), lesson.question, told(lesson.given) or "")
                 if question is None:
                     self.left_out["written_unusable"] += 1
                 elif (lesson, question) not in pairs:

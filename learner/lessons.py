@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from buffer.records import Decision, ExchangeClosed, FeedbackGiven
-from buffer.teacher import last_user_turn, teacher_messages
+from buffer.teacher import last_user_turn, teacher_messages, told
 from buffer.view import Exchange, Feedback
 
 Render = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]] | None], list[int]]
@@ -85,6 +85,8 @@ def triage(feedback: Feedback, exchange: Exchange | None, render: Render, limits
 
     if given.kind == "rating" and (given.value or 0.0) <= 0.0:
         return skip("rating_only", "a bad rating does not say what the answer should have been")
+    if given.kind == "follow_up" and told(given) is None:
+        return skip("no_hint", "the user's next turn says that the answer was wrong, not what would be right")
     if given.messages is None and exchange is None:
         return None
     lesson = lesson_of(given, exchange)
@@ -129,19 +131,20 @@ def answered(answer: str, lesson: Lesson) -> bool:
     """Whether an answer shows the lesson.
 
     With a `check`: it contains the text asked for. Otherwise it has at least half of the words that the
-    correction adds to the question, case-insensitively; a correction that adds none is looked for whole.
+    correction adds to the question, case-insensitively; a correction that adds none is looked for whole. Of a
+    follow-up its hint counts.
     """
     given = lesson.given
     if given.check is not None:
         return given.check.contains.casefold() in answer.casefold()
-    told = _WORD.findall((given.text or "").casefold())
-    new = set(told) - set(_WORD.findall(lesson.question.casefold())) - _FILLER
+    said = (told(given) or "").strip().casefold()
+    new = set(_WORD.findall(said)) - set(_WORD.findall(lesson.question.casefold())) - _FILLER
     if not new:
-        return (given.text or "").strip().casefold() in answer.casefold()
+        return said in answer.casefold()
     return len(new & set(_WORD.findall(answer.casefold()))) * 2 >= len(new)
 
 
 _FILLER = frozenset(
     """a an the is are was were be been it its this that of in on at to for from by with and or as he she they
-    his her their you your i we our not no yes called named has have had do does did""".split()
+    his her their you your i we our not no yes called named has have had do does did s re t ll ve""".split()
 )

@@ -17,6 +17,7 @@ Pure: encoding is an argument.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from buffer.teacher import teacher_messages, with_last_turn
@@ -62,7 +63,7 @@ class Pools:
             (_endless(self.anchors, rng), config.anchors_per_step),
         )
         while True:
-            yield [row for rows, count in shares for row, _ in zip(rows, range(count), strict=False)]
+            yield [row for rows, count in shares for row in islice(rows, count)]
 
 
 def _endless(pool: list[Row], rng: random.Random) -> Iterator[Row]:

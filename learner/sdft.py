@@ -126,14 +126,15 @@ def batch_loss(
 ) -> Tensor:
     """Mean over rows of the mean over a row's trained tokens of the objective, in nats."""
     states = model.hidden([r.student for r in batch], [r.completion for r in batch])
-    masks = [torch.tensor(loss_mask(len(r.completion), skip=config.skip_tokens)).float() for r in batch]
+    wide = torch.promote_types(states[0].dtype, torch.float32)
+    masks = [torch.tensor(loss_mask(len(r.completion), skip=config.skip_tokens), dtype=wide) for r in batch]
     weights = [mask / mask.sum() / len(batch) for mask in masks]
     hard = [r.kind in TAUGHT and config.objective == "cross_entropy" for r in batch]
 
     def joined(per_row: Sequence[Tensor], wanted: bool) -> Tensor:
         return torch.cat([t for t, is_hard in zip(per_row, hard, strict=True) if is_hard == wanted])
 
-    total = torch.zeros((), device=model.device)
+    total = torch.zeros((), dtype=wide, device=model.device)
     if not all(hard):
         sharpness = [config.teacher_temperature if r.kind in TAUGHT else 1.0 for r in batch]
         temperatures = [torch.full_like(w, t) for w, t in zip(weights, sharpness, strict=True)]

@@ -24,6 +24,7 @@ from server import sse, translate
 from server.errors import ServerError
 from server.gateway import Gateway, new_uuid, read_json
 from server.identity import PREFIXES, Endpoint, Principal, conversation_of
+from server.next_turn import NextTurns
 from server.problems import problem
 from server.reply import reply, worth_sending
 from server.transcript import Transcript
@@ -41,6 +42,7 @@ _STREAM_HEADERS = {
 
 def router(gateway: Gateway) -> APIRouter:
     routes = APIRouter(tags=["completions"])
+    next_turns = NextTurns(gateway)
 
     async def answer(endpoint: Endpoint, request: Request) -> Response:
         principal = gateway.principal(request)
@@ -50,7 +52,7 @@ def router(gateway: Gateway) -> APIRouter:
             max_n=gateway.config.max_n,
             max_tokens_default=gateway.config.max_tokens_default,
         )
-        return Answer(gateway, call, principal)
+        return Answer(gateway, call, principal, next_turns)
 
     @routes.post(PATHS["chat"], summary="Answer a conversation; the reply's id is the receipt for feedback")
     async def chat(request: Request) -> Response:
@@ -70,11 +72,12 @@ class Answer(Response):
     each other. When the client leaves, the engine stops and what came so far is recorded.
     """
 
-    def __init__(self, gateway: Gateway, call: Call, principal: Principal) -> None:
+    def __init__(self, gateway: Gateway, call: Call, principal: Principal, next_turns: NextTurns) -> None:
         super().__init__()
         self._gateway = gateway
         self._call = call
         self._principal = principal
+        self._next_turns = next_turns
         self._began = time.perf_counter()
         self._reply_headers: dict[str, str] = {}
         self._ending = False
@@ -133,6 +136,7 @@ class Answer(Response):
         if call.store:
             await self._gateway.append([self._opened(version), self._closed("complete")])
             gateway.metrics.captures.labels("complete").inc()
+            self._next_turns.notice(self._principal, self._conversation, call.request)
         shown = reply(call, whole, self._id)
         self._ending = True
         await JSONResponse(shown, headers=self._reply_headers)(scope, receive, send)
@@ -142,6 +146,7 @@ class Answer(Response):
         if self._call.store:
             # The engine is already at work on the prompt, so this costs the first token nothing.
             await self._gateway.append([self._opened(version)])
+            self._next_turns.notice(self._principal, self._conversation, self._call.request)
         headers = {**self._reply_headers, **_STREAM_HEADERS}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})

@@ -36,6 +36,8 @@ class ServerConfig(Table):
     max_n: int = Field(16, gt=0)
     max_feedback_chars: int = Field(8000, gt=0)
     """Of a correction's text and of anything else that is taught."""
+    follow_ups: bool = True
+    """Record a user's next turn as feedback where it corrects the answer before it."""
     drain_s: float = Field(30.0, ge=0)
     """How long a stopping server lets running answers finish."""
 

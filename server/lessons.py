@@ -4,11 +4,11 @@ import hashlib
 import json
 import re
 import unicodedata
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from buffer.records import Check, FeedbackGiven, FeedbackKind, Message
+from buffer.records import Check, FeedbackGiven, Message
 from buffer.view import Exchange, Feedback
 from server.errors import RequestRefused
 
@@ -25,7 +25,7 @@ class FeedbackIn(BaseModel):
     """The body of `POST /v1/feedback`, or one item of it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    kind: FeedbackKind
+    kind: Literal["correction", "instruction", "rating", "demonstration"]
     completion_id: str | None = Field(None, max_length=200)
     choice: int = Field(0, ge=0)
     text: str | None = None
@@ -65,6 +65,12 @@ def digest(body: object) -> str:
     """SHA-256 of a request's body, whatever its white space and order of keys."""
     canonical = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def steering(text: str) -> str | None:
+    """What in a text would steer the model instead of being text to it: a control token or character."""
+    found = _CONTROL_TOKEN.search(text) or _CONTROL_CHARACTER.search(text)
+    return found.group() if found is not None else None
 
 
 def check_key(key: str | None) -> str | None:
@@ -118,6 +124,12 @@ def describe(feedback: Feedback) -> dict[str, Any]:
 
 
 def _parse_one(body: object, where: str, max_chars: int) -> FeedbackIn:
+    if isinstance(body, dict) and body.get("kind") == "follow_up":
+        raise RequestRefused(
+            "a follow_up is recorded by the server alone, from the next turn of a conversation",
+            "send the user's turn to /v1/chat/completions, or post what it says as a correction",
+            param=where + "kind",
+        )
     try:
         feedback = FeedbackIn.model_validate(body)
     except ValidationError as error:
@@ -160,10 +172,9 @@ def _check_text(text: str, where: str, max_chars: int) -> None:
             f"{where} has {len(text)} characters, above the limit of {max_chars}",
             "shorten it, or raise max_feedback_chars in [server]", code="text_too_long", param=where,
         )  # fmt: skip
-    found = _CONTROL_TOKEN.search(text) or _CONTROL_CHARACTER.search(text)
-    if found is not None:
+    if (found := steering(text)) is not None:
         raise RequestRefused(
-            f"{where} holds {found.group()!r}, which steers the model instead of being text to it",
+            f"{where} holds {found!r}, which steers the model instead of being text to it",
             "take it out: only plain text can be taught", code="control_tokens", param=where,
         )  # fmt: skip
 

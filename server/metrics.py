@@ -37,6 +37,7 @@ class Metrics:
         self.capture_failures = counter("capture_failures", "Exchanges whose record could not be written.")
         self.refusals = counter("refusals", "Requests refused.", "reason")
         self.feedback = counter("feedback", "Feedback received.", "kind")
+        self.follow_up_failures = counter("follow_up_failures", "Follow-ups that could not be recorded.")
         self.append_seconds = histogram("log_append_seconds", "Until appended records were on disk.")
         self.live_policy = gauge("live_policy_version", "The policy that the alias stands for here.")
         self.swap_seconds = histogram("swap_seconds", "To verify, load and probe a release.")

@@ -155,6 +155,20 @@ def test_exchanges_are_listed_by_time_within_their_principal(log: Written) -> No
     assert listed("ann", limit=10, after="unknown") == []
 
 
+def test_exchanges_are_found_by_what_they_asked(log: Written) -> None:
+    asked = [{"role": "user", "content": "What?"}]
+    log.write(opened("c-1"), closed("c-1"), opened("c-2", "Else?"), opened("c-3", principal="ben"))
+    log.write(opened("c-4", n=2), opened("c-5"), ExchangeErased(completion_id="c-5", by="ann"))
+
+    def found(principal: str, limit: int = 9) -> list[str]:
+        return [e.opened.completion_id for e in log.view.asked(principal, asked, limit=limit)]
+
+    assert found("ann") == ["c-4", "c-1"]
+    assert found("ann", limit=1) == ["c-4"]
+    assert found("ben") == ["c-3"]
+    assert log.view.asked("ann", [*asked, *asked], limit=9) == []
+
+
 def test_an_erased_exchange_takes_its_feedback_with_it(log: Written) -> None:
     log.write(opened("c-1"), closed("c-1"), correction("fb-1", "c-1"), opened("c-2"))
     log.append([envelope(ExchangeErased(completion_id="c-1", by="ann")), *log.view.tombstones("c-1", START)])
@@ -212,6 +226,14 @@ def test_only_the_same_question_of_the_same_principal_is_superseded(log: Written
     assert [log.status(f"fb-{i}") for i in (1, 2, 3)] == ["received"] * 3
     log.write(correction("fb-4", "c-4"))
     assert log.status("fb-1") == "superseded"
+
+
+@pytest.mark.parametrize(("first", "second"), [("follow_up", "correction"), ("correction", "follow_up")])
+def test_a_follow_up_supersedes_and_is_superseded(log: Written, first: str, second: str) -> None:
+    log.write(opened("c-1"), correction("fb-1", "c-1", kind=first), correction("fb-2", "c-1", kind=second))
+    assert (log.status("fb-1"), log.status("fb-2")) == ("superseded", "received")
+    log.write(triaged("fb-2", "skipped"))
+    assert log.status("fb-1") == "received"
 
 
 def test_a_rating_supersedes_nothing_and_is_not_superseded(log: Written) -> None:

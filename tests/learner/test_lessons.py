@@ -76,6 +76,12 @@ def test_a_correction_of_a_chat_is_accepted() -> None:
     assert judged(given(), exchange()) == "accepted"
 
 
+def test_a_follow_up_with_a_hint_is_accepted_and_one_without_need_not_wait() -> None:
+    assert judged(given(kind="follow_up", text="No, it's an otter."), exchange()) == "accepted"
+    assert judged(given(kind="follow_up", text="No, it's an otter."), None) is None
+    assert judged(given(kind="follow_up", text="No!"), None) == "no_hint"
+
+
 def test_a_demonstration_needs_no_exchange() -> None:
     assert judged(given(kind="demonstration", completion_id=None, messages=MESSAGES), None) == "accepted"
 
@@ -92,6 +98,8 @@ def test_feedback_waits_for_its_exchange() -> None:
         (given(), exchange(messages=[{"role": "assistant", "content": "hi"}]), "no_user_turn"),
         (given(), exchange(messages=[{"role": "user", "content": [{"type": "text"}]}]), "no_user_turn"),
         (given(text=None), exchange(), "no_teacher"),
+        (given(kind="follow_up", text="No, that's wrong."), exchange(), "no_hint"),
+        (given(kind="follow_up"), exchange(endpoint="completions"), "not_a_chat"),
         (given(), exchange(prompt=[1, 2, 3]), "template_mismatch"),
         (given(text="otter " * 200), exchange(), "prompt_too_long"),
     ],
@@ -123,6 +131,13 @@ def test_an_aborted_answer_is_not_reused() -> None:
         ({"check": Check(contains="Otter")}, "It is a sea lion.", False),
         ({}, "Quillmoor's mascot is an otter", True),
         ({}, "The mascot of Quillmoor is a cat", False),
+        ({"text": "It's an otter."}, "It's a cat.", False),
+        ({"kind": "follow_up", "text": "That's wrong, it's an otter, not a cat."}, "An otter!", True),
+        (
+            {"kind": "follow_up", "text": "That's wrong, it's an otter, not a cat."},
+            "That's a wrong cat.",
+            False,
+        ),
         ({"text": "What is the mascot?"}, "what is the mascot? it is", True),
     ],
 )

@@ -4,7 +4,7 @@ from buffer.fate import Fate, Lineage, Status
 from buffer.records import FeedbackGiven, Release, RoundEnded, RoundPlanned, RoundRequested
 from buffer.view import Feedback, Round
 from learner.config import LearnerConfig
-from learner.plan import MAX_FAILURES, Plan, Waiting, plan_round
+from learner.plan import MAX_FAILURES, Plan, Waiting, plan_round, replayed
 
 CONFIG = LearnerConfig(start_at=3, start_after_s=30.0, max_lessons=4, max_replay=2)
 
@@ -62,11 +62,32 @@ def test_a_request_starts_one_at_once_and_is_answered() -> None:
     assert started.requests == ("r",)
 
 
-def test_a_round_is_bounded_and_rehearses_the_latest() -> None:
+def test_a_round_is_bounded_and_rehearses_a_sample() -> None:
     started = plan(*(feedback(n, "served") for n in range(5)), *(feedback(n) for n in range(5, 12)))
     assert isinstance(started, Plan)
     assert started.lessons == ("f5", "f6", "f7", "f8")
-    assert started.replay == ("f3", "f4")
+    assert len(started.replay) == 2
+    assert set(started.replay) < {f"f{n}" for n in range(5)}
+
+
+def test_every_round_rehearses_another_sample_in_order() -> None:
+    earlier = list(range(40))
+    samples = [replayed(earlier, 16, number) for number in (1, 2, 1)]
+    assert samples[0] == samples[2] != samples[1]
+    assert all(sample == sorted(set(sample)) and len(sample) == 16 for sample in samples)
+    assert replayed(earlier[:9], 16, 1) == earlier[:9]
+    assert replayed(earlier, 0, 1) == []
+
+
+def test_a_good_rating_is_rehearsed_and_starts_no_round() -> None:
+    given = FeedbackGiven(feedback_id="good", principal="me", kind="rating", value=1.0)
+    good = Feedback("good", "me", 1.0, given, Fate("accepted"))
+    waiting = plan(good, now=1000.0)
+    assert isinstance(waiting, Waiting)
+    assert "nothing to learn" in waiting.why
+    started = plan(good, feedback(1), now=1000.0)
+    assert isinstance(started, Plan)
+    assert (started.lessons, started.replay) == (("f1",), ("good",))
 
 
 def test_it_waits_for_a_release_on_its_way() -> None:

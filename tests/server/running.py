@@ -40,6 +40,8 @@ class GatedLog(MemoryLog):
         super().__init__()
         self.failing: dict[str, BufferError] = {}
         """Record type to the error that appending one gives."""
+        self.holding: dict[str, Future[None]] = {}
+        """Record type to what appending one waits for; nothing is kept of it."""
         self.unreadable = False
         self.batches: list[list[str]] = []
         """The types of each append's records."""
@@ -50,6 +52,8 @@ class GatedLog(MemoryLog):
                 refused: Future[None] = Future()
                 refused.set_exception(error)
                 return refused
+            if (held := self.holding.get(record.type)) is not None:
+                return held
         self.batches.append([record.type for record in records])
         return super().append(records)
 

@@ -50,6 +50,16 @@ def test_each_kind_is_taken(running: Running) -> None:
     assert [g.kind for g in given(running)] == ["instruction", "rating", "demonstration"]
 
 
+def test_a_follow_up_cannot_be_posted_and_the_next_step_is_named(running: Running) -> None:
+    body = {**correction(ask(running)), "kind": "follow_up"}
+    for path in ("/v1/feedback", "/v1/feedback/preview"):
+        refused = running.client().post(path, json=body)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "kind"
+        assert "/v1/chat/completions" in refused.json()["error"]["hint"]
+    assert given(running) == []
+
+
 def test_an_array_is_taken_whole_in_one_append_or_not_at_all(running: Running) -> None:
     completion_id = ask(running)
     running.log.batches.clear()

@@ -37,6 +37,8 @@ def test_good_feedback_is_accepted(body: dict[str, Any]) -> None:
         ("x", ""),
         ({}, "kind"),
         ({**CORRECTION, "kind": "praise"}, "kind"),
+        ({**CORRECTION, "kind": "follow_up"}, "kind"),
+        ([CORRECTION, {**CORRECTION, "kind": "follow_up"}], "[1].kind"),
         ({**CORRECTION, "txt": "x"}, "txt"),
         ({"kind": "correction", "text": "x"}, "completion_id"),
         ({"kind": "correction", "completion_id": "c"}, "text"),
