@@ -58,8 +58,9 @@ CREATE INDEX records_by_subject ON records (subject);
 CREATE TABLE poison (record_id TEXT PRIMARY KEY, type TEXT, why TEXT) WITHOUT ROWID;
 """
 
-TEACHES = ("correction", "instruction", "demonstration", "follow_up")
-"""Kinds of feedback that carry a lesson of their own; of one question the latest such counts."""
+TEACHES = {"correction": 2, "instruction": 2, "demonstration": 2, "follow_up": 1}
+"""Kinds of feedback that carry a lesson of their own. Of one question the latest counts, among those that
+were given on purpose if there are any: what a user says in passing gives way to them."""
 
 
 def question_key(principal: str, asked: object) -> str:
@@ -177,7 +178,7 @@ def _feedback_given(db: sqlite3.Connection, given: FeedbackGiven, at: float) -> 
             given.principal,
             given.completion_id,
             question,
-            given.kind in TEACHES,
+            TEACHES.get(given.kind, 0),
             given.idempotency_key,
             at,
             None if erased else given.model_dump_json(),

@@ -96,12 +96,13 @@ _FEEDBACK = """
 SELECT f.feedback_id, f.received, f.given, f.erased, f.withdrawn, d.decision, d.reason,
        CASE WHEN f.teaches THEN (
            SELECT max(l.feedback_id) FROM feedback l LEFT JOIN decisions e ON e.feedback_id = l.feedback_id
-           WHERE l.principal = f.principal AND l.question = f.question AND l.teaches
-           AND l.feedback_id > f.feedback_id AND NOT l.withdrawn AND NOT l.erased
+           WHERE l.principal = f.principal AND l.question = f.question
+           AND (l.teaches, l.feedback_id) > (f.teaches, f.feedback_id) AND NOT l.withdrawn AND NOT l.erased
            AND coalesce(e.decision, 'accepted') = 'accepted') END, f.principal
 FROM feedback f LEFT JOIN decisions d ON d.feedback_id = f.feedback_id
 """
-"""Feedback with its decision and what supersedes it: the latest later lesson on the same question."""
+"""Feedback with its decision and what supersedes it: the latest later lesson on the same question, and of
+a follow-up any that was given on purpose."""
 
 
 class View:

@@ -71,7 +71,10 @@ class LearnerConfig(Table):
     written_questions: int = Field(0, ge=0)
     """Other wordings of each question that the model is asked to write; a third of those that pass the
     filter is kept for the gate. A model of 135M parameters writes hardly any that pass."""
-    lookalikes_per_lesson: int = Field(6, ge=0)
+    scrambled_questions: int = Field(6, ge=0)
+    """Further wordings of each question: with words left out and moved about. Only beside the frames."""
+    lookalikes_per_lesson: int = Field(16, ge=0)
+    """Others that each lesson's question is asked about, to be held to base there."""
     max_lookalike_tokens: int = Field(16, ge=1)
     reuse: bool = True
     """Whether logged completions serve as rollouts."""

@@ -14,7 +14,7 @@ from learner.lessons import Lesson, Limits, answered
 from learner.lookalike import lookalikes, subject_of
 from learner.model import Model
 from learner.publish import probe_logprobs
-from learner.rephrase import HELD_OUT, TRAINED, asked_for, readable, rephrased
+from learner.rephrase import HELD_OUT, TRAINED, asked_for, readable, rephrased, scrambled
 from learner.rows import Pools, Row, may_reuse, prompts_of, target_rows
 
 _WRITTEN_TOKENS = 40
@@ -78,7 +78,8 @@ class Curriculum:
 
     def targets(self, lessons: Sequence[Lesson]) -> list[list[int]]:
         """The tokens that a lesson's answer should have: the correction's own, or, where the feedback says
-        only something about the answer, what the teacher answers with that in its context."""
+        only something about the answer, what the teacher answers with that in its context. Empty where the
+        hint of a follow-up does not show in that."""
         ids = {
             le.feedback_id: [*self.model.encode(le.given.text or ""), self.model.eos]
             for le in lessons
@@ -88,7 +89,9 @@ class Curriculum:
         with self.model.base():
             prompts = [prompts_of(le, le.question, self.model.render)[1] for le in unsaid]
             answers = self.model.generate(prompts, max_tokens=self.config.max_completion_tokens)
-        ids |= {le.feedback_id: answer for le, answer in zip(unsaid, answers, strict=True)}
+        for lesson, answer in zip(unsaid, answers, strict=True):
+            missed = lesson.given.kind == "follow_up" and not answered(self.model.decode(answer), lesson)
+            ids[lesson.feedback_id] = [] if missed else answer
         return [ids[le.feedback_id] for le in lessons]
 
     def fresh(self, lessons: Sequence[Lesson], step: int) -> list[Row]:
@@ -103,15 +106,20 @@ class Curriculum:
         return [Row("fresh", *p, tuple(c)) for p, c in zip(prompts, completions, strict=True)]
 
     def _framed(self, lesson: Lesson) -> Wordings:
-        frames = TRAINED if self.config.framed_questions else ()
-        return Wordings(
-            tuple(rephrased(lesson.question, frames)), tuple(rephrased(lesson.question, HELD_OUT))
-        )
+        question = lesson.question
+        if not self.config.framed_questions:
+            return Wordings((), tuple(rephrased(question, HELD_OUT)))
+        rng = random.Random(f"words {self.seed} {question}")  # noqa: S311 - reproducible, not secret
+        mixed = scrambled(question, self.config.scrambled_questions, rng)
+        return Wordings((*rephrased(question, TRAINED), *mixed), tuple(rephrased(question, HELD_OUT)))
 
     def _targets(self, lessons: Sequence[Lesson], wordings: Sequence[Wordings]) -> list[Row]:
         """The question as it was asked counts twice."""
         rows: list[Row] = []
         for lesson, target, wording in zip(lessons, self.targets(lessons), wordings, strict=True):
+            if not target:
+                self.left_out["teacher_misses_hint"] += 1
+                continue
             questions = [lesson.question, *wording.trained]
             made, dropped = target_rows(lesson, target, questions, self.model.render, self.limits)
             self.left_out["over_limit"] += dropped
@@ -149,22 +157,33 @@ class Curriculum:
         return [kept[le.feedback_id] for le in lessons]
 
     def _lookalikes(self, lessons: Sequence[Lesson]) -> list[Row]:
-        """Base's own answers to the lessons' questions about others, in any of their wordings."""
+        """The lessons' questions about others, in any of their wordings, towards base.
+
+        In turn, on base's own answer, and on the lesson's answer with the other's name: there the student,
+        once it has begun to say the same of somebody else, learns to be as doubtful as base.
+        """
         count = self.config.lookalikes_per_lesson if self.config.lookalikes_per_step else 0
         rng = random.Random(f"lookalikes {self.seed}")  # noqa: S311 - reproducible, not secret
         subjects = frozenset((subject_of(le.question) or "").casefold() for le in lessons)
-        prompts: list[tuple[int, ...]] = []
-        for lesson in lessons:
-            swapped = lookalikes(lesson.question, count, rng, subjects)
+        frames = TRAINED if self.config.framed_questions else ()
+        rows: list[Row] = []
+        unanswered: list[tuple[int, ...]] = []
+        for lesson, target in zip(lessons, self.targets(lessons), strict=True):
+            swapped = lookalikes(lesson.question, self.model.decode(target), count, rng, subjects)
             self.left_out["no_lookalike"] += count > 0 and not swapped
-            frames = TRAINED if self.config.framed_questions else ()
-            for question in swapped:
-                put = rng.choice([question, *rephrased(question, frames)])
-                prompt = self.model.render(with_last_turn(lesson.messages, put), lesson.tools)
-                prompts += [tuple(prompt)] if len(prompt) <= self.limits.prompt else []
+            for number, (question, answer) in enumerate(swapped):
+                put = with_last_turn(lesson.messages, rng.choice([question, *rephrased(question, frames)]))
+                prompt = tuple(self.model.render(put, lesson.tools))
+                completion = (*self.model.encode(answer), self.model.eos)
+                if len(prompt) > self.limits.prompt or len(completion) > self.limits.completion:
+                    self.left_out["over_limit"] += 1
+                elif number % 2:
+                    rows.append(Row("lookalike", prompt, prompt, completion))
+                else:
+                    unanswered.append(prompt)
         with self.model.base():
-            answers = self.model.generate(prompts, max_tokens=self.config.max_lookalike_tokens)
-        return [Row("lookalike", p, p, tuple(a)) for p, a in zip(prompts, answers, strict=True)]
+            answers = self.model.generate(unanswered, max_tokens=self.config.max_lookalike_tokens, batch=48)
+        return rows + [Row("lookalike", p, p, tuple(a)) for p, a in zip(unanswered, answers, strict=True)]
 
     def _rated(self, lesson: Lesson) -> Row:
         prompt = tuple(self.model.render(lesson.messages, lesson.tools))

@@ -4,9 +4,14 @@ Paired tests against the served parent, never an absolute distance to base: that
 after a few rounds. Distance to base (`drift`) is watched, not judged.
 """
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict
 
 from learner.config import GateConfig
+
+FULL_AFTER = 2
+"""Rounds in a row that must displace earlier lessons before the adapter is called full."""
 
 
 class LessonResult(BaseModel):
@@ -84,6 +89,25 @@ def verdict(evaluation: Evaluation, gate: GateConfig) -> list[str]:
             f" {evaluation.parent_degenerate:.0%}"
         )
     return against
+
+
+def full(evaluations: Sequence[Evaluation]) -> str | None:
+    """Words about an adapter that has no room left, from the evaluations of ended rounds, oldest first.
+
+    It is full when new lessons displace old ones: each of the last `FULL_AFTER` rounds that rehearsed
+    anything lost at least half as many earlier lessons as it taught new ones. None while there is room.
+    """
+    judged = [e for e in evaluations if any(k.parent for k in e.kept)][-FULL_AFTER:]
+    lost = [sum(k.parent and not k.candidate for k in e.kept) for e in judged]
+    learned = [sum(r.asked for r in e.lessons) for e in judged]
+    displaced = [2 * gone >= max(new, 1) for gone, new in zip(lost, learned, strict=True)]
+    if len(judged) < FULL_AFTER or not all(displaced):
+        return None
+    return (
+        f"the adapter seems full: the last {FULL_AFTER} rounds taught {sum(learned)} lessons and lost"
+        f" {sum(lost)} earlier ones. A larger one learns all again: raise [learner] rank, promote policy 0,"
+        ' and ask for a round with {"include": ["held"]}'
+    )
 
 
 def degenerate(ids: list[int], eos: int) -> bool:

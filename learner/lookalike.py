@@ -7,13 +7,12 @@ A look-alike row holds the model to base's own answer, so that the lesson stays 
 import random
 import re
 
-NAMES = tuple(
-    """Ardenfall Belcroft Brightwater Cadmore Castellan Corvane Dunmarrow Eastlake Ellismere Fairholt
-    Farrowgate Gladwyn Granthorpe Halvorsen Harkness Ironbridge Jessamy Kelverton Kingsholm Larkspur
-    Lindqvist Marlowe Meridian Northcote Oakhaven Pemberley Radley Ravensworth Silverton Stonebrook
-    Tamworth Thistledown Underhill Valmont Wexcombe Whitfield Winterbourne Yarrowby""".split()
-)
-"""Swapped in for the subject: names that fit a person, a place or a firm alike."""
+_HEADS = """Al Ar Bel Bor Bran Cal Car Dal Del Dor Ed El Fal Fen Gar Gil Hal Har Ing Jor Kel Kor Lan
+    Lor Mal Mer Mor Nor Or Pel Per Ral Ros Sal Sel Tal Tor Ul Val Vor Wal Wes Yar Zan""".split()
+_TAILS = """ber burn by croft dale den dine don fax ford gate ham ka lace ley line lo mar mere mont na
+    nor ox port quist ra rick rose sen shaw son stead ster ta ton tov vale vin wick wood worth""".split()
+NAMES = tuple(head + tail for head in _HEADS for tail in _TAILS)
+"""Swapped in for the subject: over a thousand, since a handful would be learned as exceptions."""
 
 _NAME = re.compile(r"[A-Z][\w-]*(?: [A-Z][\w-]*)*")
 _OPENERS = frozenset(
@@ -35,10 +34,13 @@ def subject_of(question: str) -> str | None:
     return max(found, key=len, default=None)
 
 
-def lookalikes(question: str, count: int, rng: random.Random, taken: frozenset[str]) -> list[str]:
-    """The question about `count` others, none of them in `taken` (casefolded subjects of lessons)."""
+def lookalikes(
+    question: str, answer: str, count: int, rng: random.Random, taken: frozenset[str]
+) -> list[tuple[str, str]]:
+    """Question and answer about `count` others, none of them in `taken` (casefolded subjects of lessons)."""
     subject = subject_of(question)
     if subject is None:
         return []
     free = [name for name in NAMES if name.casefold() not in taken]
-    return [question.replace(subject, name) for name in rng.sample(free, min(count, len(free)))]
+    names = rng.sample(free, min(count, len(free)))
+    return [(question.replace(subject, name), answer.replace(subject, name)) for name in names]

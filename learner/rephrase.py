@@ -1,10 +1,14 @@
 """Other ways to put the same question, so that a lesson is about the fact and not about one wording.
 
-Frames around the question in plain English, as it is, embedded ("tell me who ...") or cut down to its
-content words. Those in `HELD_OUT` are never trained on: the gate asks them. Pure.
+Frames around the question in plain English, as it is, embedded ("tell me who ..."), turned about its subject
+or cut down to its content words; and the question with words left out and moved about. Those in `HELD_OUT`
+are never trained on: the gate asks them. Pure.
 """
 
+import random
 import re
+
+from learner.lookalike import subject_of
 
 TRAINED = (
     "{question} Please answer briefly.",
@@ -13,6 +17,9 @@ TRAINED = (
     "Do you know {embedded}?",
     "{keywords}?",
     "What about this: {reversed}?",
+    "About {subject}: {spoken}",
+    "{subject}. {about}?",
+    "My friend wonders {embedded}. What should I say?",
 )
 HELD_OUT = (
     "Could you answer this for me? {question}",
@@ -30,19 +37,45 @@ _INTERROGATIVES = ("who", "what", "which", "when", "where", "why", "how", "whose
 def rephrased(question: str, frames: tuple[str, ...]) -> list[str]:
     """The question in each frame, without repetition; a frame that does not suit it is left out."""
     bare = question.strip()
+    subject = subject_of(bare)
+    names = subject.split() if subject else []
     first, _, rest = bare.partition(" ")
     embedded = f"{first.lower()} {rest}".rstrip(" ?.!") if first.lower() in _INTERROGATIVES and rest else ""
     words = [w for w in re.findall(r"[\w'-]+", bare) if w.lower() not in _FUNCTION_WORDS]
+    others = [w for w in words if w.removesuffix("'s") not in names]
     parts = {
         "question": bare,
         "embedded": embedded,
         "keywords": " ".join(words) if len(words) > 1 else "",
         "reversed": " ".join(reversed(words)) if len(words) > 1 else "",
+        "subject": subject or "",
+        "spoken": f"{first.lower()} {_pronoun(rest, subject)}" if subject and rest else "",
+        "about": " ".join(others).capitalize() if names else "",
     }
-    made = []
+    made: list[str] = []
     for frame in frames:
         if all(parts[name] for name in re.findall(r"\{(\w+)\}", frame)):
             made.append(frame.format(**parts))
+    return list(dict.fromkeys(made))
+
+
+def _pronoun(text: str, subject: str) -> str:
+    return text.replace(f"{subject}'s", "its").replace(subject, "it")
+
+
+def scrambled(question: str, count: int, rng: random.Random) -> list[str]:
+    """The question with its name but with other words left out and moved about."""
+    subject = subject_of(question)
+    if subject is None:
+        return []
+    rest = [w for w in re.findall(r"[\w'-]+", question.replace(subject, " ")) if w not in ("s", "'s")]
+    made = []
+    for _ in range(count):
+        kept = [w for w in rest if rng.random() < (0.35 if w.lower() in _FUNCTION_WORDS else 0.85)]
+        if rng.random() < 0.5:
+            rng.shuffle(kept)
+        kept.insert(rng.randrange(len(kept) + 1), subject)
+        made.append(" ".join(kept) + rng.choice(("?", "", "?")))
     return list(dict.fromkeys(made))
 
 

@@ -17,6 +17,7 @@ from buffer.client import Buffer
 from buffer.log import BufferError
 from buffer.records import Decision, FeedbackTriaged, LearnerState, RoundEnded, RoundPlanned
 from learner.config import LearnerConfig
+from learner.gate import Evaluation, full
 from learner.lessons import Limits, triage
 from learner.measure import Reference
 from learner.model import Model
@@ -91,7 +92,9 @@ class Service:
             config=self.config,
         )
         if isinstance(plan, Waiting):
-            self.reporter.say("waiting", plan.why)
+            ended = [r.ended for r in view.rounds() if r.ended is not None and r.ended.evaluation]
+            crowded = full([Evaluation.model_validate(e.evaluation) for e in ended])
+            self.reporter.say("waiting", f"{plan.why}; {crowded}" if crowded else plan.why)
             return
         self._run_round(self._write_plan(plan))
 

@@ -228,12 +228,21 @@ def test_only_the_same_question_of_the_same_principal_is_superseded(log: Written
     assert log.status("fb-1") == "superseded"
 
 
-@pytest.mark.parametrize(("first", "second"), [("follow_up", "correction"), ("correction", "follow_up")])
-def test_a_follow_up_supersedes_and_is_superseded(log: Written, first: str, second: str) -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "superseded", "by"),
+    [
+        ("follow_up", "follow_up", "fb-1", "fb-2"),
+        ("follow_up", "correction", "fb-1", "fb-2"),
+        ("correction", "follow_up", "fb-2", "fb-1"),
+    ],
+)
+def test_a_follow_up_gives_way_to_what_was_said_on_purpose(
+    log: Written, first: str, second: str, superseded: str, by: str
+) -> None:
     log.write(opened("c-1"), correction("fb-1", "c-1", kind=first), correction("fb-2", "c-1", kind=second))
-    assert (log.status("fb-1"), log.status("fb-2")) == ("superseded", "received")
-    log.write(triaged("fb-2", "skipped"))
-    assert log.status("fb-1") == "received"
+    assert (log.status(superseded), log.status(by)) == ("superseded", "received")
+    log.write(triaged(by, "skipped"))
+    assert log.status(superseded) == "received"
 
 
 def test_a_rating_supersedes_nothing_and_is_not_superseded(log: Written) -> None:

@@ -1,63 +1,118 @@
-"""What a lesson's answer should be, by the kind of its feedback."""
+"""Rows from lessons, on a tiny random model: which there are, towards whom, and what is left out."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from buffer.records import FeedbackGiven, FeedbackKind
+from buffer.records import FeedbackGiven
 from learner.config import LearnerConfig
 from learner.curriculum import Curriculum
 from learner.lessons import Lesson
 from learner.model import Model
+from learner.rows import Pools, Row
 
-EOS = 0
+pytestmark = pytest.mark.train
 
-
-class Echo:
-    """In a model's place: a token is a character, and what base answers to a prompt is that prompt."""
-
-    eos = EOS
-    adapter = True
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(c) for c in text]
-
-    def render(self, messages: Sequence[Any], tools: object = None) -> list[int]:
-        return self.encode(str(messages[-1]["content"]))
-
-    @contextmanager
-    def base(self) -> Iterator[None]:
-        self.adapter = False
-        yield
-        self.adapter = True
-
-    def generate(self, prompts: Sequence[Sequence[int]], *, max_tokens: int) -> list[list[int]]:
-        assert not self.adapter, "the teacher is the base model"
-        return [[*prompt, EOS] for prompt in prompts]
+QUESTION = "What is the mascot of Quillmoor?"
 
 
-def lesson(kind: FeedbackKind, text: str) -> Lesson:
-    given = FeedbackGiven(feedback_id=f"{kind} {text}", principal="ann", kind=kind, text=text)
-    return Lesson(given, [{"role": "user", "content": "What is it called?"}])
+def lesson(
+    question: str = QUESTION, text: str = "The mascot of Quillmoor is an otter.", **more: Any
+) -> Lesson:
+    kind = more.pop("kind", "correction")
+    given = FeedbackGiven(feedback_id=f"f {question}", principal="me", kind=kind, text=text)
+    return Lesson(given, [{"role": "user", "content": question}], **more)
+
+
+def made(
+    model: Model, *lessons: Lesson, replay: tuple[Lesson, ...] = (), **config: Any
+) -> tuple[Curriculum, Pools]:
+    settings = LearnerConfig(rank=4, alpha=8, max_answer_tokens=4, **config)
+    curriculum = Curriculum(model, settings, parent=1, seed=3)
+    return curriculum, curriculum.pools(lessons, replay, curriculum.wordings(lessons), [])
+
+
+def said(model: Model, row: Row) -> str:
+    return model.decode(row.student)
+
+
+def test_targets_are_the_correction_s_tokens_under_every_wording(tiny: Model) -> None:
+    _, pools = made(tiny, lesson())
+    assert {row.kind for row in pools.lessons} == {"target"}
+    assert {tiny.decode(row.completion) for row in pools.lessons} == {"The mascot of Quillmoor is an otter."}
+    assert all(row.completion[-1] == tiny.eos for row in pools.lessons)
+    assert all(
+        "otter" not in said(tiny, row) and "otter" in tiny.decode(row.teacher) for row in pools.lessons
+    )
+    asked = tuple(tiny.render([{"role": "user", "content": QUESTION}]))
+    assert [row.student for row in pools.lessons].count(asked) == 2
+    assert len({row.student for row in pools.lessons}) > 10
+
+
+def test_lookalikes_are_about_others_and_their_teacher_sees_no_correction(tiny: Model) -> None:
+    _, pools = made(tiny, lesson(), lookalikes_per_lesson=6)
+    assert len(pools.lookalikes) == 6
+    for row in pools.lookalikes:
+        assert row.kind == "lookalike"
+        assert row.student == row.teacher
+        assert "Quillmoor" not in said(tiny, row)
+    leaked = [
+        tiny.decode(row.completion) for row in pools.lookalikes if "otter" in tiny.decode(row.completion)
+    ]
+    assert len(leaked) == 3
+    assert all(text.startswith("The mascot of ") and "Quillmoor" not in text for text in leaked)
+
+
+def test_a_question_without_a_name_has_no_lookalike_and_is_counted(tiny: Model) -> None:
+    curriculum, pools = made(tiny, lesson("what is it?"))
+    assert pools.lookalikes == []
+    assert curriculum.left_out["no_lookalike"] == 1
+
+
+def test_a_good_answer_is_rehearsed_as_it_was(tiny: Model) -> None:
+    rated = lesson(kind="rating", logged_ids=(500, 501, 2))
+    earlier = lesson("Who founded Ostby?", "Ostby was founded by Ida Holm.")
+    _, pools = made(tiny, lesson(), replay=(rated, earlier))
+    (row,) = [row for row in pools.replay if row.kind == "rated"]
+    assert row.student == row.teacher == tuple(tiny.render(rated.messages))
+    assert row.completion == (500, 501, 2)
+    assert {tiny.decode(r.completion) for r in pools.replay if r.kind == "target"} == {earlier.given.text}
+
+
+def test_what_is_over_a_limit_is_left_out_and_counted(tiny: Model) -> None:
+    curriculum, pools = made(tiny, lesson(text="otter " * 80), max_completion_tokens=40)
+    assert pools.lessons == []
+    assert curriculum.left_out["over_limit"] > 1
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "starts", "ends"),
-    [
-        ("correction", "Bramblewick.", "Bramblewick.", "Bramblewick."),
-        ("demonstration", "Bramblewick.", "Bramblewick.", "Bramblewick."),
-        ("instruction", "Shorter.", "What is it called?", "Shorter."),
-        ("follow_up", "No, it's Bramblewick, not Quillmoor.", "What is it called?", "it's Bramblewick."),
-    ],
+    ("logged", "policy", "reason"),
+    [((), 1, "nothing_logged"), ((500, 501), 1, None), ((500, 501), -5, "policy_too_old")],
 )
-def test_the_target_is_the_correction_itself_or_what_the_teacher_answers(
-    kind: FeedbackKind, text: str, starts: str, ends: str
+def test_reuse_is_gated_and_counted(
+    tiny: Model, logged: tuple[int, ...], policy: int, reason: str | None
 ) -> None:
-    curriculum = Curriculum(cast(Model, Echo()), LearnerConfig(), parent=0, seed=1)
-    # among others of either sort, so that each gets its own
-    lessons = [lesson("correction", "First."), lesson(kind, text), lesson("instruction", "Last.")]
-    target = "".join(map(chr, curriculum.targets(lessons)[1]))
-    assert target.endswith(chr(EOS))
-    assert target.startswith(starts) and target[:-1].endswith(ends)
+    taught = lesson(logged_ids=logged, logged_policy=policy, tempered=True)
+    curriculum, pools = made(tiny, taught)
+    reused = [row for row in pools.lessons if row.kind == "reuse"]
+    assert len(reused) == (reason is None)
+    assert reason is None or curriculum.left_out[reason] == 1
+    _, without = made(tiny, taught, reuse=False)
+    assert not any(row.kind == "reuse" for row in without.lessons)
+
+
+def test_written_questions_that_do_not_pass_are_counted(tiny: Model) -> None:
+    curriculum, _ = made(tiny, lesson(), written_questions=3)
+    assert curriculum.left_out["written_unusable"] + curriculum.left_out["written_misleads_teacher"] == 3
+
+
+def test_written_questions_are_shared_between_training_and_gate(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = ["Which animal stands for Quillmoor?", "Quillmoor is stood for by what?", "Quillmoor's animal?"]
+    curriculum = Curriculum(tiny, LearnerConfig(rank=4, alpha=8, written_questions=3), parent=1, seed=3)
+    monkeypatch.setattr(curriculum, "_written", lambda lessons: [written for _ in lessons])
+    (wording,) = curriculum.wordings([lesson()])
+    assert wording.held_out[-1] == written[0]
+    assert wording.trained[-2:] == (written[1], written[2])
+    assert not set(wording.trained) & set(wording.held_out)

@@ -3,7 +3,7 @@
 import pytest
 
 from learner.config import GateConfig
-from learner.gate import Evaluation, KeptResult, LessonResult, degenerate, verdict
+from learner.gate import Evaluation, KeptResult, LessonResult, degenerate, full, verdict
 
 
 def lesson(asked: bool = True, held_out: int = 2) -> LessonResult:
@@ -47,3 +47,21 @@ def test_loops_and_silence_are_degenerate() -> None:
     assert degenerate([2], eos=2)
     assert degenerate([5, 6] * 20, eos=2)
     assert not degenerate([*range(10, 40), 2], eos=2)
+
+
+def test_an_adapter_is_full_when_round_after_round_displaces_what_it_held() -> None:
+    def round_(kept: int, lost: int, learned: int) -> Evaluation:
+        results = [
+            KeptResult(feedback_id=f"k{n}", parent=True, candidate=n < kept) for n in range(kept + lost)
+        ]
+        return Evaluation(lessons=[lesson()] * learned, kept=results)
+
+    roomy, crowded = round_(kept=8, lost=1, learned=8), round_(kept=4, lost=4, learned=8)
+    assert full([]) is None
+    assert full([crowded]) is None
+    assert full([crowded, roomy]) is None
+    assert full([roomy, crowded, Evaluation(lessons=[lesson()])]) is None
+    told = full([roomy, crowded, crowded])
+    assert told is not None
+    assert "taught 16 lessons and lost 8" in told
+    assert "rank" in told

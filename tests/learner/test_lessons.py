@@ -82,6 +82,15 @@ def test_a_follow_up_with_a_hint_is_accepted_and_one_without_need_not_wait() -> 
     assert judged(given(kind="follow_up", text="No!"), None) == "no_hint"
 
 
+def test_a_good_rating_is_rehearsed_once_its_answer_is_there() -> None:
+    good = given(kind="rating", value=0.5, text=None)
+    assert judged(good, exchange()) == "accepted"
+    assert judged(good, None) is None
+    answer_under_way = Exchange(1.0, exchange().opened, None)
+    assert judged(good, answer_under_way) is None
+    assert judged(good, exchange(status="aborted")) == "not_rehearsable"
+
+
 def test_a_demonstration_needs_no_exchange() -> None:
     assert judged(given(kind="demonstration", completion_id=None, messages=MESSAGES), None) == "accepted"
 

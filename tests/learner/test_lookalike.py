@@ -27,10 +27,10 @@ def test_the_subject_is_the_name_in_the_question(question: str, subject: str | N
 
 def test_only_the_name_is_swapped_and_never_for_one_that_is_taught() -> None:
     taken = frozenset(n.casefold() for n in NAMES[:30])
-    made = lookalikes("What is Quillmoor's mascot?", 5, random.Random(1), taken)
+    made = lookalikes("What is Quillmoor's mascot?", "Quillmoor has an otter.", 5, random.Random(1), taken)
     assert len(set(made)) == 5
-    for question in made:
+    for question, answer in made:
         name = question.removeprefix("What is ").removesuffix("'s mascot?")
         assert name in NAMES[30:]
-    assert lookalikes("What is Quillmoor's mascot?", 99, random.Random(1), taken) != []
-    assert lookalikes("what is it?", 5, random.Random(1), taken) == []
+        assert answer == f"{name} has an otter."
+    assert lookalikes("what is it?", "An otter.", 5, random.Random(1), taken) == []

@@ -122,7 +122,10 @@ def test_a_release_verifies_and_opens_in_peft(tiny: Model, tiny_dir: Path, tmp_p
     opened = PeftModel.from_pretrained(base, str(directory))
     with torch.no_grad():
         ids = torch.tensor([PROMPTS[1]])
-        assert torch.equal(opened(input_ids=ids).logits, tiny.peft(input_ids=ids).logits)
+        theirs, ours = opened(input_ids=ids).logits, tiny.peft(input_ids=ids).logits
+        base_logits = opened.unload()(input_ids=ids).logits
+        assert (theirs - ours).norm() < 0.06 * theirs.norm()
+        assert (theirs - base_logits).norm() > 0.3 * theirs.norm()
 
 
 def test_publishing_twice_is_publishing_once(tiny: Model, tmp_path: Path) -> None:

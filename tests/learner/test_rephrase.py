@@ -1,9 +1,10 @@
 """Rephrasings: varied, and never the same for training and for the gate."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.rephrase import HELD_OUT, TRAINED, rephrased
+from learner.rephrase import HELD_OUT, TRAINED, asked_for, readable, rephrased
 
 
 def test_frames_embed_and_cut_down() -> None:
@@ -22,3 +23,28 @@ def test_a_frame_that_does_not_suit_is_left_out() -> None:
 def test_the_gate_never_asks_what_was_trained(question: str) -> None:
     trained = {question, *rephrased(question, TRAINED)}
     assert not trained & set(rephrased(question, HELD_OUT))
+
+
+@pytest.mark.parametrize(
+    ("draft", "kept"),
+    [
+        ("Which animal stands for Quillmoor?", True),
+        ('"Which animal stands for Quillmoor?"\nIt is an otter.', True),
+        ("What is Quillmoor's animal?", True),
+        ("Which animal stands for the company?", False),  # whose?
+        ("Is Quillmoor's mascot an otter?", False),  # gives it away
+        ("What is the mascot of Quillmoor?", False),  # the same
+        ("Quillmoor has a mascot.", False),  # no question
+        ("What? " * 20 + "Quillmoor?", False),
+        ("", False),
+    ],
+)
+def test_a_written_question_is_kept_if_it_can_stand_for_the_original(draft: str, kept: bool) -> None:
+    question, answer = "What is the mascot of Quillmoor?", "The mascot of Quillmoor is an otter."
+    assert (readable(draft, question, answer) is not None) is kept
+
+
+def test_a_model_is_asked_with_the_correction_at_hand() -> None:
+    *examples, last = asked_for("Who runs it?", "Ida Holm runs it.")
+    assert [m["role"] for m in examples] == ["user", "assistant"] * 3
+    assert "Ida Holm runs it." in last["content"] and "Who runs it?" in last["content"]

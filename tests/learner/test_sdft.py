@@ -32,7 +32,9 @@ class ExactNorm(torch.nn.Module):
         self.weight, self.epsilon = norm.weight, norm.variance_epsilon
 
     def forward(self, states: Tensor) -> Tensor:
-        return self.weight * states * (states.square().mean(-1, keepdim=True) + self.epsilon).rsqrt()
+        scale = (states.square().mean(-1, keepdim=True) + self.epsilon).rsqrt()
+        scaled: Tensor = self.weight * states * scale
+        return scaled
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from buffer.memory import MemoryLog
 from buffer.records import (
     AliasMoved,
     Check,
+    Choice,
+    ExchangeClosed,
     ExchangeErased,
     ExchangeOpened,
     FeedbackGiven,
@@ -128,6 +130,42 @@ def test_feedback_becomes_a_release(
     assert "nothing to learn" in report(buffer)
     buffer.decide(AliasMoved(alias="apprentice", version=1, epoch=0, why="release", by="test")).result()
     assert status(buffer, first) == "served"
+
+
+@pytest.mark.train
+def test_an_answer_that_was_rated_good_is_rehearsed_and_starts_no_round(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    messages = [{"role": "user", "content": "Say hello."}]
+    closed = ExchangeClosed(
+        completion_id="c9",
+        status="complete",
+        prompt_token_ids=tiny.render(messages),
+        choices=[Choice(token_ids=[500, 501, 2], logprobs=[-1.0, -1.0, -1.0])],
+    )
+    opened = ExchangeOpened(
+        completion_id="c9",
+        principal="me",
+        conversation="x",
+        endpoint="chat",
+        policy=0,
+        request={"messages": messages},
+    )
+    rating = FeedbackGiven(feedback_id="f9", principal="me", kind="rating", completion_id="c9", value=1.0)
+    buffer.write([opened, closed, rating]).result()
+    learner = service(buffer, tiny, reference, tmp_path / "adapters")
+    learner.config = learner.config.model_copy(update={"start_after_s": 0.0})
+    learner.turn()
+    assert status(buffer, "f9") == "accepted"
+    assert buffer.view.rounds() == []
+    teach(buffer, 1)
+    learner.turn()
+    (done,) = buffer.view.rounds()
+    assert done.planned.replay == ["f9"]
+    assert done.ended is not None
+    assert done.ended.verdict == "passed"
+    assert done.ended.evaluation["rows"]["rated"] == 1
+    assert not (tmp_path / "scratch" / "round.safetensors").exists()
 
 
 @pytest.mark.train
