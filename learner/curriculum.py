@@ -17,6 +17,8 @@ from learner.publish import probe_logprobs
 from learner.rephrase import HELD_OUT, TRAINED, asked_for, readable, rephrased, scrambled
 from learner.rows import Pools, Row, may_reuse, prompts_of, target_rows
 
+_ASKED = 4
+"""Rows that put the question as it was asked, among some fifteen other wordings."""
 _WRITTEN_TOKENS = 40
 _WRITTEN_TEMPERATURE = 0.8
 
@@ -114,7 +116,7 @@ class Curriculum:
         return Wordings((*rephrased(question, TRAINED), *mixed), tuple(rephrased(question, HELD_OUT)))
 
     def _targets(self, lessons: Sequence[Lesson], wordings: Sequence[Wordings]) -> list[Row]:
-        """The question as it was asked counts twice."""
+        """The question as it was asked counts several times."""
         rows: list[Row] = []
         for lesson, target, wording in zip(lessons, self.targets(lessons), wordings, strict=True):
             if not target:
@@ -123,7 +125,7 @@ class Curriculum:
             questions = [lesson.question, *wording.trained]
             made, dropped = target_rows(lesson, target, questions, self.model.render, self.limits)
             self.left_out["over_limit"] += dropped
-            rows += made[:1] + made
+            rows += made[:1] * (_ASKED - 1) + made
         return rows
 
     def _written(self, lessons: Sequence[Lesson]) -> list[list[str]]:

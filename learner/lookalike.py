@@ -14,6 +14,9 @@ _TAILS = """ber burn by croft dale den dine don fax ford gate ham ka lace ley li
 NAMES = tuple(head + tail for head in _HEADS for tail in _TAILS)
 """Swapped in for the subject: over a thousand, since a handful would be learned as exceptions."""
 
+_KEEPS_KIND = 0.7
+"""Share of the others that keep all words of a longer name but its first."""
+
 _NAME = re.compile(r"[A-Z][\w-]*(?: [A-Z][\w-]*)*")
 _OPENERS = frozenset(
     """who what which when where why how whose in on at is are was were do does did can could will would
@@ -42,5 +45,7 @@ def lookalikes(
     if subject is None:
         return []
     free = [name for name in NAMES if name.casefold() not in taken]
+    kind = subject.split()[1:]  # what may say what it is: Foods, Rovers
     names = rng.sample(free, min(count, len(free)))
-    return [(question.replace(subject, name), answer.replace(subject, name)) for name in names]
+    others = [" ".join([name, *kind]) if rng.random() < _KEEPS_KIND else name for name in names]
+    return [(question.replace(subject, other), answer.replace(subject, other)) for other in others]

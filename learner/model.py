@@ -25,7 +25,7 @@ from buffer.adapters import TARGET_MODULES, WEIGHTS, base_digest
 Messages = Sequence[Mapping[str, Any]]
 
 PLAIN_ATTENTION = 256
-"""Tokens up to which attention on a CPU is computed in full: torch's fused kernel is slower backwards there."""
+"""Tokens up to which attention on a CPU is computed in full: there torch's fused kernel is slow backwards."""
 
 
 class _Linear(lora.Linear):  # type: ignore[misc]

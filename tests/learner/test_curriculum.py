@@ -45,7 +45,7 @@ def test_targets_are_the_correction_s_tokens_under_every_wording(tiny: Model) ->
         "otter" not in said(tiny, row) and "otter" in tiny.decode(row.teacher) for row in pools.lessons
     )
     asked = tuple(tiny.render([{"role": "user", "content": QUESTION}]))
-    assert [row.student for row in pools.lessons].count(asked) == 2
+    assert [row.student for row in pools.lessons].count(asked) == 4
     assert len({row.student for row in pools.lessons}) > 10
 
 
@@ -116,3 +116,16 @@ def test_written_questions_are_shared_between_training_and_gate(
     assert wording.held_out[-1] == written[0]
     assert wording.trained[-2:] == (written[1], written[2])
     assert not set(wording.trained) & set(wording.held_out)
+
+
+def test_a_follow_up_is_taught_by_the_teacher_s_answer_if_the_hint_shows_in_it(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing = lesson(kind="follow_up", text="No, it's an otter.")
+    curriculum, pools = made(tiny, passing)  # a random model's answers show nothing
+    assert pools.lessons == []
+    assert curriculum.left_out["teacher_misses_hint"] == 1
+    told = [*tiny.encode("It is an otter."), tiny.eos]
+    monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [told for _ in prompts])
+    _, pools = made(tiny, passing)
+    assert {row.completion for row in pools.lessons} == {tuple(told)}

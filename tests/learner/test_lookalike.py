@@ -34,3 +34,10 @@ def test_only_the_name_is_swapped_and_never_for_one_that_is_taught() -> None:
         assert name in NAMES[30:]
         assert answer == f"{name} has an otter."
     assert lookalikes("what is it?", "An otter.", 5, random.Random(1), taken) == []
+
+
+def test_another_of_the_same_kind_may_keep_the_rest_of_the_name() -> None:
+    made = lookalikes("Who owns Brask Foods?", "Ida owns Brask Foods.", 40, random.Random(1), frozenset())
+    kinds = [question.endswith(" Foods?") for question, _ in made]
+    assert 0 < sum(kinds) < 40
+    assert not any("Brask" in question + answer for question, answer in made)
