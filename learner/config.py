@@ -43,17 +43,17 @@ class LearnerConfig(Table):
     min_steps: int = Field(24, ge=1)
     steps_per_lesson: int = Field(7, ge=0)
     max_steps: int = Field(120, ge=1)
-    lessons_per_step: int = Field(5, ge=1)
+    lessons_per_step: int = Field(6, ge=1)
     """Rows of a step about the round's lessons."""
     replay_per_step: int = Field(2, ge=0)
     """Rows of a step about earlier lessons and answers that were rated good."""
     lookalikes_per_step: int = Field(4, ge=0)
     """Rows of a step that hold the model to base on a lesson's question about somebody else."""
-    anchors_per_step: int = Field(3, ge=0)
+    anchors_per_step: int = Field(2, ge=0)
     """Rows of a step that hold the model to base on general prompts."""
     tokens_per_pass: int = Field(4096, ge=64)
     """Padded tokens in one forward and backward pass: a step takes as many passes as it needs (memory)."""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     warmup_steps: int = Field(4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     checkpoint_steps: int = Field(10, ge=1)
@@ -63,7 +63,7 @@ class LearnerConfig(Table):
     """What lessons' rows minimise (`learner.loss`). `cross_entropy` is plain fine-tuning, for comparison."""
     teacher: Literal["base", "last-promoted"] = "base"
     """Whose weights see the correction: base's, or those of the policy that the round starts from."""
-    teacher_temperature: float = Field(0.5, gt=0)
+    teacher_temperature: float = Field(0.3, gt=0)
     skip_tokens: int = Field(3, ge=0)
     """First tokens of a long completion that are not trained (`learner.loss.loss_mask`)."""
     framed_questions: bool = True
