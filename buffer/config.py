@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-TABLES = ("server", "engine", "learner", "buffer")
+TABLES = ("server", "engine", "learner", "buffer", "teacher")
 """Every table of `apprentice.toml`. Each is read by the package that owns it."""
 
 PREFIX = "APPRENTICE_"

@@ -8,24 +8,44 @@ a thinking process.
 """
 
 from collections.abc import Mapping, Sequence
+from string import Formatter
 from typing import Any
 
+from pydantic import field_validator
+
+from buffer.config import Table
 from buffer.hints import hint_of
 from buffer.records import FeedbackGiven
 
-CORRECTION = (
-    "{question}\n\nThis is an example for a response to the question:\n{text}\n\n"
-    "Now answer with a response of your own."
-)
-INSTRUCTION = "{question}\n\nGuidance for this answer (do not mention it): {text}"
-FOLLOW_UP = "{question}\n\nHint about the right answer (do not mention it): {text}"
 
-TEMPLATES: Mapping[str, str] = {
-    "correction": CORRECTION,
-    "demonstration": CORRECTION,
-    "instruction": INSTRUCTION,
-    "follow_up": FOLLOW_UP,
-}
+class Templates(Table):
+    """[teacher]: the last user turn as the teacher sees it, from `{question}` and the feedback's `{text}`."""
+
+    correction: str = (
+        "{question}\n\nThis is an example for a response to the question:\n{text}\n\n"
+        "Now answer with a response of your own."
+    )
+    """Of demonstrations, too."""
+    instruction: str = "{question}\n\nGuidance for this answer (do not mention it): {text}"
+    follow_up: str = "{question}\n\nHint about the right answer (do not mention it): {text}"
+
+    @field_validator("*")
+    @classmethod
+    def _has_both(cls, template: str) -> str:
+        try:
+            fields = sorted(name for _, name, _, _ in Formatter().parse(template) if name is not None)
+        except ValueError as error:
+            raise ValueError(f"no template: {error}; a brace of its own is written twice") from error
+        if fields != ["question", "text"]:
+            raise ValueError("a template has {question} and {text}, each once, and no other field")
+        return template
+
+    def of(self, kind: str) -> str | None:
+        """The template of a kind of feedback; None where it has none."""
+        return getattr(self, "correction" if kind == "demonstration" else kind, None)
+
+
+DEFAULT = Templates()
 
 TEACHER_ANSWERS = ("instruction", "follow_up")
 """Kinds that say something about the right answer without being it: the teacher gives it."""
@@ -49,14 +69,14 @@ def with_last_turn(messages: Sequence[Mapping[str, Any]], content: str) -> list[
 
 
 def teacher_messages(
-    messages: Sequence[Mapping[str, Any]], given: FeedbackGiven
+    messages: Sequence[Mapping[str, Any]], given: FeedbackGiven, templates: Templates = DEFAULT
 ) -> list[dict[str, Any]] | None:
     """The teacher's messages for `given`, feedback on the answer to `messages`.
 
     None where there is no such context: a rating says nothing to put there, nor does a follow-up without a
     hint, and the last turn must be a user's text.
     """
-    template = TEMPLATES.get(given.kind)
+    template = templates.of(given.kind)
     turn = last_user_turn(messages)
     text = told(given)
     if template is None or turn is None or not text:

@@ -16,6 +16,7 @@ from buffer.client import Buffer
 from buffer.config import BufferConfig, ConfigError, Shared, load, resolved
 from buffer.log import BufferError, LogUnavailable
 from buffer.models import model_directory
+from buffer.teacher import Templates
 from buffer.view import View
 from learner.config import LearnerConfig
 from learner.cores import use_cores
@@ -38,8 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
         shared = shared.model_copy(update={"state": shared.state.absolute()})
         config = load(LearnerConfig, "learner", file=options.config)
         buffer_config = load(BufferConfig, "buffer", file=options.config)
+        templates = load(Templates, "teacher", file=options.config)
         if options.dry_run:
-            tables = {"learner": resolved(config), "buffer": resolved(buffer_config)}
+            tables = {
+                "learner": resolved(config),
+                "buffer": resolved(buffer_config),
+                "teacher": resolved(templates),
+            }
             print(json.dumps({**resolved(shared), **tables}, indent=2))
             return 0
         directory = model_directory(shared)
@@ -55,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             open_log(shared, buffer_config, name="learner"), View(shared.state / "learner" / "view.db")
         )
         try:
-            _serve(shared, config, directory, buffer, stopping)
+            _serve(shared, config, templates, directory, buffer, stopping)
         finally:
             buffer.close()
     except (BufferError, OSError) as error:
@@ -85,7 +91,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _serve(
-    shared: Shared, config: LearnerConfig, directory: Path, buffer: Buffer, stopping: threading.Event
+    shared: Shared,
+    config: LearnerConfig,
+    templates: Templates,
+    directory: Path,
+    buffer: Buffer,
+    stopping: threading.Event,
 ) -> None:
     """start → ready → drain → stop."""
     while not stopping.is_set():
@@ -100,7 +111,7 @@ def _serve(
     reporter = Reporter(buffer)
     try:
         reporter.say("starting", "loading the base model and its reference answers")
-        _learn(shared, config, directory, buffer, reporter, stopping)
+        _learn(shared, config, templates, directory, buffer, reporter, stopping)
     finally:
         reporter.close()
 
@@ -108,6 +119,7 @@ def _serve(
 def _learn(
     shared: Shared,
     config: LearnerConfig,
+    templates: Templates,
     directory: Path,
     buffer: Buffer,
     reporter: Reporter,
@@ -139,6 +151,7 @@ def _learn(
         alias=shared.alias,
         reporter=reporter,
         stopping=stopping,
+        templates=templates,
     ).run()
 
 

@@ -5,12 +5,12 @@ reason can be read with the feedback; what must wait for its exchange is left al
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from buffer.records import Decision, ExchangeClosed, FeedbackGiven
-from buffer.teacher import last_user_turn, teacher_messages, told
+from buffer.teacher import DEFAULT, Templates, last_user_turn, teacher_messages, told
 from buffer.view import Exchange, Feedback
 
 Render = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]] | None], list[int]]
@@ -41,6 +41,7 @@ class Lesson:
     logged_policy: int = 0
     tempered: bool = False
     """Whether it was sampled other than at T=1 from the whole distribution."""
+    templates: Templates = DEFAULT
 
     @property
     def feedback_id(self) -> str:
@@ -51,30 +52,42 @@ class Lesson:
         """The text of the turn being answered."""
         return str(self.messages[-1]["content"])
 
+    def teacher(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+        """The teacher's messages in place of `messages` (`buffer.teacher.teacher_messages`)."""
+        return teacher_messages(messages, self.given, self.templates)
 
-def lesson_of(given: FeedbackGiven, exchange: Exchange | None) -> Lesson | None:
+
+def lesson_of(
+    given: FeedbackGiven, exchange: Exchange | None, templates: Templates = DEFAULT
+) -> Lesson | None:
     """Join feedback to its exchange. None where the exchange is missing or is not a chat."""
     if given.messages is not None:
-        return Lesson(given, [m.model_dump(exclude_none=True) for m in given.messages])
+        asked = [m.model_dump(exclude_none=True) for m in given.messages]
+        return Lesson(given, asked, templates=templates)
     if exchange is None or exchange.opened.endpoint != "chat":
         return None
     request, closed = exchange.opened.request, exchange.closed
-    lesson = Lesson(given, [dict(m) for m in request["messages"]], request.get("tools"))
+    asked = [dict(m) for m in request["messages"]]
+    lesson = Lesson(given, asked, request.get("tools"), templates=templates)
     choice = next((c for c in closed.choices if c.index == given.choice), None) if closed else None
     if closed is None or choice is None or closed.status != "complete" or closed.untrainable:
         return lesson
-    return Lesson(
-        given,
-        lesson.messages,
-        lesson.tools,
-        tuple(choice.token_ids),
-        tuple(choice.logprobs),
-        exchange.opened.policy,
+    return replace(
+        lesson,
+        logged_ids=tuple(choice.token_ids),
+        logged_logprobs=tuple(choice.logprobs),
+        logged_policy=exchange.opened.policy,
         tempered=_tempered(closed),
     )
 
 
-def triage(feedback: Feedback, exchange: Exchange | None, render: Render, limits: Limits) -> Decision | None:
+def triage(
+    feedback: Feedback,
+    exchange: Exchange | None,
+    render: Render,
+    limits: Limits,
+    templates: Templates = DEFAULT,
+) -> Decision | None:
     """Judge one piece of feedback, or None to let it wait: its exchange has not arrived yet."""
     given = feedback.given
     if given is None:
@@ -89,7 +102,7 @@ def triage(feedback: Feedback, exchange: Exchange | None, render: Render, limits
         return skip("no_hint", "the user's next turn says that the answer was wrong, not what would be right")
     if given.messages is None and exchange is None:
         return None
-    lesson = lesson_of(given, exchange)
+    lesson = lesson_of(given, exchange, templates)
     if lesson is None:
         return skip("not_a_chat", "only answers of /v1/chat/completions can be taught")
     if last_user_turn(lesson.messages) is None:
@@ -99,7 +112,7 @@ def triage(feedback: Feedback, exchange: Exchange | None, render: Render, limits
         return None
     if rated and not 0 < len(lesson.logged_ids) <= limits.completion:
         return skip("not_rehearsable", "of the rated answer no tokens were kept, or too many to rehearse it")
-    teacher = lesson.messages if rated else teacher_messages(lesson.messages, given)
+    teacher = lesson.messages if rated else lesson.teacher(lesson.messages)
     if teacher is None:
         return skip("no_teacher", f"a {given.kind} without text gives the teacher nothing to go by")
     prompt = render(lesson.messages, lesson.tools)

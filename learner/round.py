@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from buffer.records import LearnerState, Release, RoundEnded, RoundPlanned
+from buffer.teacher import Templates
 from buffer.view import View
 from learner.checkpoint import CheckpointFile
 from learner.config import LearnerConfig
@@ -119,11 +120,13 @@ class Round:
 
     def _join(self, feedback_ids: Sequence[str]) -> list[Lesson]:
         lessons = []
+        templates = Templates.model_validate(self.planned.templates)
         for feedback_id in feedback_ids:
             found = self.view.feedback(feedback_id)
             if found is None or found.given is None or found.fate.status in ("erased", "withdrawn"):
                 raise LessonGone(f"feedback {feedback_id} was withdrawn or erased during the round")
-            lesson = lesson_of(found.given, self.view.exchange(found.given.completion_id or ""))
+            exchange = self.view.exchange(found.given.completion_id or "")
+            lesson = lesson_of(found.given, exchange, templates)
             if lesson is None:
                 raise LessonGone(f"the exchange of feedback {feedback_id} was erased during the round")
             lessons.append(lesson)

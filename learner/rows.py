@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
-from buffer.teacher import teacher_messages, with_last_turn
+from buffer.teacher import with_last_turn
 from learner.config import LearnerConfig
 from learner.lessons import Lesson, Limits, Render
 
@@ -94,7 +94,7 @@ def prompts_of(lesson: Lesson, question: str, render: Render) -> tuple[tuple[int
     Both come from one template and differ in the last turn's text alone.
     """
     messages = with_last_turn(lesson.messages, question)
-    teacher = teacher_messages(messages, lesson.given)
+    teacher = lesson.teacher(messages)
     if teacher is None:
         raise ValueError(f"feedback {lesson.feedback_id} has no teacher context")
     return tuple(render(messages, lesson.tools)), tuple(render(teacher, lesson.tools))

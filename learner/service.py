@@ -16,6 +16,7 @@ from pathlib import Path
 from buffer.client import Buffer
 from buffer.log import BufferError
 from buffer.records import Decision, FeedbackTriaged, LearnerState, RoundEnded, RoundPlanned
+from buffer.teacher import DEFAULT, Templates
 from learner.config import LearnerConfig
 from learner.gate import Evaluation, full
 from learner.lessons import Limits, triage
@@ -50,6 +51,7 @@ class Service:
     alias: str
     reporter: Reporter
     stopping: threading.Event
+    templates: Templates = DEFAULT
     clock: Callable[[], float] = time.time
     _settled: bool = False
     """Whether all that this or an earlier process decided here has come back: before, a round that was
@@ -106,7 +108,7 @@ class Service:
         for feedback in view.untriaged():
             about = feedback.given.completion_id if feedback.given is not None else None
             exchange = view.exchange(about) if about is not None else None
-            decision = triage(feedback, exchange, self.model.render, limits)
+            decision = triage(feedback, exchange, self.model.render, limits, self.templates)
             decisions += [decision] if decision is not None else []
         for first in range(0, len(decisions), BATCH):
             self._write(FeedbackTriaged(decisions=decisions[first : first + BATCH]))
@@ -123,6 +125,7 @@ class Service:
             seed=random.SystemRandom().getrandbits(31),
             base=self.model.digest,
             config=self.config.model_dump(mode="json"),
+            templates=self.templates.model_dump(),
         )
         self._write(planned)
         return planned

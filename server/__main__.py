@@ -22,6 +22,7 @@ from buffer.client import Buffer
 from buffer.config import BufferConfig, ConfigError, Shared, load
 from buffer.log import BufferError
 from buffer.models import model_directory
+from buffer.teacher import Templates
 from buffer.view import View
 from server.app import create_app
 from server.client import RUN_FILE
@@ -48,6 +49,7 @@ class Settings:
     server: ServerConfig
     engine: EngineConfig
     buffer: BufferConfig
+    templates: Templates
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
             load(ServerConfig, "server", file=options.config),
             load(EngineConfig, "engine", file=options.config),
             load(BufferConfig, "buffer", file=options.config),
+            load(Templates, "teacher", file=options.config),
         )
         model = model_directory(settings.shared)
     except ConfigError as error:
@@ -112,6 +115,7 @@ async def serve(settings: Settings, model: Path) -> None:
         receipts=Receipts(read_secret(state / "secret")),
         metrics=Metrics(buffer),
         news=news,
+        templates=settings.templates,
     )
     server = _Uvicorn(
         uvicorn.Config(

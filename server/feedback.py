@@ -216,7 +216,7 @@ class Desk:
                     code="completion_unknown", status=409,
                 )  # fmt: skip
             asked = _asked(exchange.opened)
-        messages = teacher_messages(asked or [], given)
+        messages = teacher_messages(asked or [], given, self._gateway.templates)
         if messages is None:
             raise RequestRefused(
                 "there is no teacher for this feedback",

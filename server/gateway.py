@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from buffer.client import Buffer
 from buffer.log import LogUnavailable
 from buffer.records import AliasMoved, Payload, Record, uuid7
+from buffer.teacher import DEFAULT, Templates
 from buffer.view import Alias
 from server import transcript, translate
 from server.config import ServerConfig
@@ -40,6 +41,8 @@ class Gateway:
     receipts: Receipts
     metrics: Metrics
     news: News
+    templates: Templates = DEFAULT
+    """Of the teacher's context that a preview shows."""
     name: str = "server"
     """Who moved the alias, where no person did."""
     live: int | None = None

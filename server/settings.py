@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from buffer.config import BufferConfig, Shared, load, resolved
+from buffer.config import BufferConfig, Shared, Table, load, resolved
 from buffer.models import BUILT_IN
+from buffer.teacher import Templates
 from server.config import EngineConfig, ServerConfig
 
 FLAGS = {
@@ -32,6 +33,7 @@ class Settings:
     server: ServerConfig
     engine: EngineConfig
     buffer: BufferConfig
+    teacher: Templates
     env: Mapping[str, str]
 
     def with_env(self, **variables: str) -> Self:
@@ -40,7 +42,12 @@ class Settings:
 
     def masked(self) -> dict[str, object]:
         """The values as JSON, secrets masked."""
-        tables = {"server": self.server, "engine": self.engine, "buffer": self.buffer}
+        tables: dict[str, Table] = {
+            "server": self.server,
+            "engine": self.engine,
+            "buffer": self.buffer,
+            "teacher": self.teacher,
+        }
         return {**resolved(self.shared), **{name: resolved(table) for name, table in tables.items()}}
 
 
@@ -70,5 +77,6 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         load(ServerConfig, "server", env=env),
         load(EngineConfig, "engine", env=env),
         load(BufferConfig, "buffer", env=env),
+        load(Templates, "teacher", env=env),
         {**given, "APPRENTICE_STATE": str(state)},
     )

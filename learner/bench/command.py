@@ -30,7 +30,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON for programs instead of tables")
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print JSON for programs instead of tables")
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
     common.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
     learning = what.add_parser(
@@ -154,10 +154,18 @@ def _print(options: argparse.Namespace, results: dict[str, Any], made: Sequence[
         console.print(table)
 
 
+_said = ""
+
+
 def _say(what: str) -> None:
-    """Progress: one line that is overwritten on a terminal, nothing in a pipe but what changes the run."""
+    """Progress: one line that is overwritten on a terminal; elsewhere a line for every run."""
+    global _said
+    run = what.partition(":")[0]
     if sys.stderr.isatty():
         print(f"\r\x1b[K{what[:110]}", end="", file=sys.stderr, flush=True)
+    elif run != _said:
+        print(f"bench: {what}", file=sys.stderr, flush=True)
+    _said = run
 
 
 def _fail(error: object, hint: str, status: int) -> int:

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.part}--{self.arm}--{self.seed}".replace(" ", "-").replace("/", "-")
+        return f"{self.part}--{self.arm}--{self.seed}".replace(" ", "-")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a result that is there must have been made with to stand for this run's."""
+        taught = [len(task.lessons) for task in self.tasks]
+        return {"lessons": taught, "config": self.config.model_dump(mode="json")}
 
 
 @dataclass
@@ -81,10 +88,11 @@ class Bench:
 
     def run(self, parts: Sequence[str]) -> dict[str, Any]:
         """All results of `parts`, those of earlier calls included."""
-        results: dict[str, Any] = {"ceiling": self._kept("ceiling", self._ceiling)}
+        lessons = len(self._task_facts().lessons)
+        results: dict[str, Any] = {"ceiling": self._kept("ceiling", self._ceiling, {"lessons": lessons})}
         for part in parts:
             runs = {"facts": self._facts, "sequence": self._sequence, "ablations": self._ablations}[part]
-            results[part] = [self._kept(one.name, lambda one=one: self._do(one)) for one in runs()]  # type: ignore[misc]
+            results[part] = [self._kept(one.name, partial(self._do, one), one.settings) for one in runs()]
         return results
 
     # --- what there is to do ---------------------------------------------------------------------------
@@ -180,15 +188,19 @@ class Bench:
             "seconds": round(seconds, 1),
             "stages": stages,
             "curve": curve,
-            "config": run.config.model_dump(mode="json"),
+            **run.settings,
         }
 
     def _path(self, name: str) -> Path:
         return self.out / "runs" / f"{name}.json"
 
-    def _kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _kept(
+        self, name: str, make: Callable[[], dict[str, Any]], settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What is in the file, if it was made with the same settings; else it is made."""
         path = self._path(name)
-        if not path.exists():
-            write_durably(path, json.dumps(make(), indent=1).encode())
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        if any(found.get(key) != value for key, value in settings.items()):
+            found = make()
+            write_durably(path, json.dumps(found, indent=1).encode())
         return found

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from buffer.records import FeedbackGiven, FeedbackKind
-from buffer.teacher import teacher_messages, told
+from buffer.teacher import Templates, teacher_messages, told
 
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is it called?"}]
 
@@ -44,3 +45,18 @@ def test_without_a_hint_there_is_no_teacher(text: str | None) -> None:
 def test_a_rating_and_an_unanswerable_conversation_have_no_teacher() -> None:
     assert teacher_messages(ASKED, given("rating", None)) is None
     assert teacher_messages(ASKED[:1], given("correction", "Bramblewick.")) is None
+
+
+def test_templates_are_configuration() -> None:
+    own = Templates(correction="{text} answers {question}; write {{}} for nothing.")
+    made = teacher_messages([{"role": "user", "content": "Who? {text}"}], given("correction", "Ida"), own)
+    assert made == [{"role": "user", "content": "Ida answers Who? {text}; write {} for nothing."}]
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{question}", "{text} {text} {question}", "{question} {text} {answer}", "{question} {text", ""],
+)
+def test_a_template_without_both_parts_is_refused(template: str) -> None:
+    with pytest.raises(ValidationError):
+        Templates(instruction=template)

@@ -1,0 +1,74 @@
+"""The benchmark of learning on a tiny random model: it runs, goes on, and teaches what it says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from learner.bench import report
+from learner.bench.learning import Bench
+from learner.bench.pupil import Pupil
+from learner.bench.tasks import facts
+from learner.config import LearnerConfig
+from learner.measure import Reference
+from learner.model import Model
+
+pytestmark = pytest.mark.train
+
+CONFIG = LearnerConfig(
+    rank=4, alpha=8, min_steps=2, max_steps=2, lookalikes_per_lesson=2, scrambled_questions=1, max_lessons=4
+)
+
+
+def test_it_measures_every_arm_once_and_goes_on_where_it_was_cut(
+    tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    bench = Bench(tiny, reference, tmp_path, seeds=1, quick=True, config=CONFIG, say=said.append)
+    results = bench.run(["facts"])
+    arms = [run["arm"] for run in results["facts"]]
+    assert arms == ["sdft", "sft+", "sft 0.0005", "shuffled", "empty context"]
+    sdft = results["facts"][0]
+    assert sdft["steps"] == 2 * 2  # eight facts are two rounds of four
+    assert sdft["tokens"] > 500
+    assert set(sdft["stages"][-1]["scores"]["facts"]) == {"asked", "paraphrased", "indirect", "lookalike"}
+    assert len(report.tables(results)) == 2
+
+    said.clear()
+    assert bench.run(["facts"]) == results
+    assert said == []
+    (tmp_path / "runs" / "facts--shuffled--0.json").unlink()
+    again = bench.run(["facts"])
+    assert {line.split(":")[0] for line in said} == {"facts--shuffled--0"}
+    assert again["facts"][3]["stages"] == results["facts"][3]["stages"]
+
+
+def test_an_empty_context_teaches_no_correction_and_shuffled_ones_teach_others(
+    tiny: Model, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, seen = facts().first(8), []
+
+    def look(model: Model, pools: object, *_: object, **__: object) -> list[object]:
+        seen.append(pools)
+        return []
+
+    monkeypatch.setattr("learner.bench.pupil.train", look)
+    for corrections in ("own", "shuffled", "none"):
+        pupil = Pupil(tiny, reference, CONFIG.model_copy(update={"max_lessons": 8}), 0, corrections)  # type: ignore[arg-type]
+        assert list(pupil.study(task)) == []
+    own, shuffled, none = seen
+    assert all(row.student == row.teacher and row.kind == "reuse" for row in none.lessons)
+    assert none.lessons
+    pairs = [
+        {(row.student, row.completion) for row in pools.lessons if row.kind == "target"}
+        for pools in (own, shuffled)
+    ]
+    assert not pairs[0] & pairs[1]
+    assert {c for _, c in pairs[0]} == {c for _, c in pairs[1]}
+
+
+def test_results_are_plain_json(tiny: Model, reference: Reference, tmp_path: Path) -> None:
+    bench = Bench(tiny, reference, tmp_path, seeds=1, quick=True, config=CONFIG)
+    kept = bench.run([])
+    assert json.loads((tmp_path / "runs" / "ceiling.json").read_text()) == kept["ceiling"]
+    assert kept["ceiling"]["lessons"] == 8
