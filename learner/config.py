@@ -41,7 +41,7 @@ class LearnerConfig(Table):
     alpha: int = Field(32, ge=1)
 
     min_steps: int = Field(24, ge=1)
-    steps_per_lesson: int = Field(7, ge=0)
+    steps_per_lesson: int = Field(6, ge=0)
     max_steps: int = Field(120, ge=1)
     lessons_per_step: int = Field(6, ge=1)
     """Rows of a step about the round's lessons."""
@@ -75,7 +75,6 @@ class LearnerConfig(Table):
     """Further wordings of each question: with words left out and moved about. Only beside the frames."""
     lookalikes_per_lesson: int = Field(16, ge=0)
     """Others that each lesson's question is asked about, to be held to base there."""
-    max_lookalike_tokens: int = Field(16, ge=1)
     reuse: bool = True
     """Whether logged completions serve as rollouts."""
     fresh_rollouts: int = Field(1, ge=0)

@@ -159,33 +159,23 @@ class Curriculum:
         return [kept[le.feedback_id] for le in lessons]
 
     def _lookalikes(self, lessons: Sequence[Lesson]) -> list[Row]:
-        """The lessons' questions about others, in any of their wordings, towards base.
-
-        In turn, on base's own answer, and on the lesson's answer with the other's name: there the student,
-        once it has begun to say the same of somebody else, learns to be as doubtful as base.
-        """
+        """The lessons' questions about others, in any of their wordings, answered as the lesson would be."""
         count = self.config.lookalikes_per_lesson if self.config.lookalikes_per_step else 0
         rng = random.Random(f"lookalikes {self.seed}")  # noqa: S311 - reproducible, not secret
         subjects = frozenset((subject_of(le.question) or "").casefold() for le in lessons)
         frames = TRAINED if self.config.framed_questions else ()
         rows: list[Row] = []
-        unanswered: list[tuple[int, ...]] = []
         for lesson, target in zip(lessons, self.targets(lessons), strict=True):
             swapped = lookalikes(lesson.question, self.model.decode(target), count, rng, subjects)
             self.left_out["no_lookalike"] += count > 0 and not swapped
-            for number, (question, answer) in enumerate(swapped):
+            for question, answer in swapped:
                 put = with_last_turn(lesson.messages, rng.choice([question, *rephrased(question, frames)]))
                 prompt = tuple(self.model.render(put, lesson.tools))
-                completion = (*self.model.encode(answer), self.model.eos)
-                if len(prompt) > self.limits.prompt or len(completion) > self.limits.completion:
-                    self.left_out["over_limit"] += 1
-                elif number % 2:
-                    rows.append(Row("lookalike", prompt, prompt, completion))
-                else:
-                    unanswered.append(prompt)
-        with self.model.base():
-            answers = self.model.generate(unanswered, max_tokens=self.config.max_lookalike_tokens, batch=48)
-        return rows + [Row("lookalike", p, p, tuple(a)) for p, a in zip(unanswered, answers, strict=True)]
+                row = Row("lookalike", prompt, prompt, (*self.model.encode(answer), self.model.eos))
+                fits = len(prompt) <= self.limits.prompt and len(row.completion) <= self.limits.completion
+                rows += [row] if fits else []
+                self.left_out["over_limit"] += not fits
+        return rows
 
     def _rated(self, lesson: Lesson) -> Row:
         prompt = tuple(self.model.render(lesson.messages, lesson.tools))

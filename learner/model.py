@@ -182,7 +182,7 @@ class Model:
         max_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
-        batch: int = 16,
+        batch: int = 32,
     ) -> list[list[int]]:
         """Completions' token ids, EOS included where it was reached. Temperature 0 is greedy.
 

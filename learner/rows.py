@@ -7,8 +7,8 @@ A row is a completion with two prompts: the student's, and the teacher's with th
                student's own outputs; a server has them already)
     fresh      what the student answers now
     rated      a logged answer that was rated good, towards the policy that the round starts from
-    lookalike  base's answer to a lesson's question about somebody else, towards base: the lesson stays
-               with its subject
+    lookalike  a lesson's answer about somebody else, to its question about them, towards base: the lesson
+               stays with its subject
     anchor     base's answer to a general prompt, towards base: it holds the model where it was
 
 Pure: encoding is an argument.

@@ -19,10 +19,13 @@ from torch import Tensor
 
 from learner.checkpoint import Checkpoint, CheckpointFile
 from learner.config import LearnerConfig
-from learner.loss import cross_entropy, distil, forward_kl, loss_mask, reverse_kl
+from learner.loss import cross_entropy, distil, forward_kl, loss_mask, reverse_kl, token_logprobs
 from learner.model import Model
 from learner.plan import Step
 from learner.rows import TAUGHT, Pools, Row, passes
+
+SURPRISING = 3.0
+"""Nats of surprise at which base would hardly say a token."""
 
 _DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "cross_entropy": forward_kl}
 """By objective. Cross entropy is for lessons' rows alone: the others keep forward KL."""
@@ -127,8 +130,8 @@ def batch_loss(
     """Mean over rows of the mean over a row's trained tokens of the objective, in nats."""
     states = model.hidden([r.student for r in batch], [r.completion for r in batch])
     wide = torch.promote_types(states[0].dtype, torch.float32)
-    masks = [torch.tensor(loss_mask(len(r.completion), skip=config.skip_tokens), dtype=wide) for r in batch]
-    weights = [mask / mask.sum() / len(batch) for mask in masks]
+    masks = [_mask(model, r, t, config).to(wide) for r, t in zip(batch, teacher, strict=True)]
+    weights = [mask / mask.sum().clamp(min=1) / len(batch) for mask in masks]
     hard = [r.kind in TAUGHT and config.objective == "cross_entropy" for r in batch]
 
     def joined(per_row: Sequence[Tensor], wanted: bool) -> Tensor:
@@ -151,6 +154,15 @@ def batch_loss(
         weights_N = joined(weights, True).to(model.device)
         total = total + cross_entropy(joined(states, True), told, model.head_VD, weights_N)
     return total
+
+
+def _mask(model: Model, row: Row, teacher: Tensor, config: LearnerConfig) -> Tensor:
+    """Which of a row's tokens are trained: of a look-alike those that base would hardly say, where the lesson
+    leaks; how the answer is phrased stays free."""
+    if row.kind == "lookalike":
+        ids = torch.tensor(row.completion, device=teacher.device)
+        return (token_logprobs(teacher, model.head_VD, ids) < -SURPRISING).cpu()
+    return torch.tensor(loss_mask(len(row.completion), skip=config.skip_tokens))
 
 
 def _tensors(parameters: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

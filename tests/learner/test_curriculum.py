@@ -56,11 +56,9 @@ def test_lookalikes_are_about_others_and_their_teacher_sees_no_correction(tiny: 
         assert row.kind == "lookalike"
         assert row.student == row.teacher
         assert "Quillmoor" not in said(tiny, row)
-    leaked = [
-        tiny.decode(row.completion) for row in pools.lookalikes if "otter" in tiny.decode(row.completion)
-    ]
-    assert len(leaked) == 3
-    assert all(text.startswith("The mascot of ") and "Quillmoor" not in text for text in leaked)
+        answer = tiny.decode(row.completion)
+        assert answer.startswith("The mascot of ") and answer.endswith(" is an otter.")
+        assert "Quillmoor" not in answer
 
 
 def test_a_question_without_a_name_has_no_lookalike_and_is_counted(tiny: Model) -> None:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner import sdft
 from learner.checkpoint import CheckpointFile
 from learner.config import LearnerConfig
+from learner.loss import token_logprobs
 from learner.model import Model
 from learner.rows import Pools, Row
 from learner.sdft import Teacher, batch_loss, learning_rate, train
@@ -38,8 +40,9 @@ class ExactNorm(torch.nn.Module):
 
 
 @pytest.fixture
-def exact(tiny: Model) -> Model:
+def exact(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
     """In fp64, with an adapter that does something."""
+    monkeypatch.setattr("learner.model.PLAIN_ATTENTION", 0)  # its softmax is fp32
     tiny.peft.double()
     for module in list(tiny.peft.modules()):
         for name, child in module.named_children():
@@ -132,6 +135,25 @@ def test_the_first_tokens_of_a_long_answer_are_skipped(exact: Model) -> None:
     trained[3] += 1.0
     assert torch.equal(batch_loss(exact, [row], [skipped], CONFIG), before)
     assert not torch.equal(batch_loss(exact, [row], [trained], CONFIG), before)
+
+
+@pytest.mark.train
+def test_of_a_lookalike_only_what_base_would_hardly_say_is_trained(
+    exact: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = (1, 600, 601)
+    with exact.base():
+        (likely,) = exact.generate([prompt], max_tokens=2)
+    row = Row("lookalike", prompt, prompt, (*likely, 40_000))
+    (states,) = teacher_of(exact)([row])
+    likely_nats, _, unlikely_nats = -token_logprobs(states, exact.head_VD, torch.tensor(row.completion))
+    assert likely_nats < unlikely_nats
+    monkeypatch.setattr(sdft, "SURPRISING", float(likely_nats + unlikely_nats) / 2)
+    before = batch_loss(exact, [row], [states], CONFIG)
+    for position, trained in ((0, False), (2, True)):
+        other = states.clone()
+        other[position] *= 1.01
+        assert torch.equal(batch_loss(exact, [row], [other], CONFIG), before) is not trained
 
 
 @pytest.mark.train
