@@ -16,6 +16,7 @@ import pytest
 
 from buffer.config import BufferConfig, Shared
 from buffer.files import lock
+from buffer.teacher import Templates
 from server import cli, up
 from server.command import CommandError
 from server.config import EngineConfig, ServerConfig
@@ -77,6 +78,7 @@ def settings(state: Path) -> Settings:
         ServerConfig.model_validate({}),
         EngineConfig.model_validate({}),
         BufferConfig.model_validate({}),
+        Templates(),
         {},
     )
 

@@ -12,6 +12,7 @@ from learner.bench.tasks import facts
 from learner.config import LearnerConfig
 from learner.measure import Reference
 from learner.model import Model
+from learner.rows import Pools
 
 pytestmark = pytest.mark.train
 
@@ -46,15 +47,16 @@ def test_it_measures_every_arm_once_and_goes_on_where_it_was_cut(
 def test_an_empty_context_teaches_no_correction_and_shuffled_ones_teach_others(
     tiny: Model, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, seen = facts().first(8), []
+    task = facts().first(8)
+    seen: list[Pools] = []
 
-    def look(model: Model, pools: object, *_: object, **__: object) -> list[object]:
+    def look(model: Model, pools: Pools, *_: object, **__: object) -> list[object]:
         seen.append(pools)
         return []
 
     monkeypatch.setattr("learner.bench.pupil.train", look)
     for corrections in ("own", "shuffled", "none"):
-        pupil = Pupil(tiny, reference, CONFIG.model_copy(update={"max_lessons": 8}), 0, corrections)  # type: ignore[arg-type]
+        pupil = Pupil(tiny, reference, CONFIG.model_copy(update={"max_lessons": 8}), 0, corrections)
         assert list(pupil.study(task)) == []
     own, shuffled, none = seen
     assert all(row.student == row.teacher and row.kind == "reuse" for row in none.lessons)
