@@ -43,11 +43,11 @@ class LearnerConfig(Table):
     min_steps: int = Field(24, ge=1)
     steps_per_lesson: int = Field(6, ge=0)
     max_steps: int = Field(120, ge=1)
-    lessons_per_step: int = Field(6, ge=1)
+    lessons_per_step: int = Field(7, ge=1)
     """Rows of a step about the round's lessons."""
     replay_per_step: int = Field(2, ge=0)
     """Rows of a step about earlier lessons and answers that were rated good."""
-    lookalikes_per_step: int = Field(4, ge=0)
+    lookalikes_per_step: int = Field(3, ge=0)
     """Rows of a step that hold the model to base on a lesson's question about somebody else."""
     anchors_per_step: int = Field(2, ge=0)
     """Rows of a step that hold the model to base on general prompts."""
