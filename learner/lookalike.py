@@ -1,7 +1,8 @@
 """Look-alikes of a question: the same words about somebody else, who was never spoken of.
 
 Without them a lesson leaks: a model that learned who founded one company names the same founder for all.
-A look-alike row holds the model to base's own answer, so that the lesson stays with its subject. Pure.
+A look-alike row puts the lesson's answer, with the other's name in it, behind the question about them, and
+holds the model to base wherever base would hardly say that (`learner.sdft`). Pure.
 """
 
 import random
@@ -20,18 +21,25 @@ _KEEPS_KIND = 0.7
 _NAME = re.compile(r"[A-Z][\w-]*(?: [A-Z][\w-]*)*")
 _OPENERS = frozenset(
     """who what which when where why how whose in on at is are was were do does did can could will would
-    should has have had the a an please tell i if to from for name give list describe explain i'm""".split()
+    should has have had the a an please tell if to from for name give list describe explain""".split()
 )
+_ACTS = re.compile(r"(?:'s| (?:is|are|was|were|has|had|does|did|can|will|would)) ")
+"""What follows a name that begins a sentence, and rarely another word in that place."""
 
 
 def subject_of(question: str) -> str | None:
-    """The name that a question is about: its longest run of capitalised words, None if there is none."""
+    """The name that a question is about: its longest run of capitalised words, None if there is none.
+
+    Any word is capitalised where a sentence begins: alone it counts there only if it acts as a name does.
+    """
     found = []
     for match in _NAME.finditer(question):
-        words = match.group().split()
+        words = [word for word in match.group().split() if word != "I"]
         if match.start() == 0 or question[: match.start()].rstrip().endswith((".", "?", "!", ":")):
             while words and words[0].lower() in _OPENERS:
                 words.pop(0)
+            if len(words) == 1 == len(match.group().split()) and not _ACTS.match(question, match.end()):
+                continue
         if words:
             found.append(" ".join(words))
     return max(found, key=len, default=None)

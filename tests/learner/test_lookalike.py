@@ -18,6 +18,12 @@ from learner.lookalike import NAMES, lookalikes, subject_of
         ("Is Ostby a town? Where is Ostby?", "Ostby"),
         ("What is twelve plus three?", None),
         ("Who are you?", None),
+        ("Switch on the lamp in the kitchen.", None),
+        ("Ticket: My kettle is broken.", None),
+        ("Brask Mills employs how many people?", "Brask Mills"),
+        ("Ostby's mayor is who?", "Ostby"),
+        ("When should I go to Ostby?", "Ostby"),
+        ("What should I do?", None),
         ("", None),
     ],
 )
