@@ -2,13 +2,13 @@
 
 Threads of one matrix product wait for each other by spinning. When another process takes one of their cores,
 a spinning thread keeps the core that its own partner needs: on 2 cores beside one busy process a training
-step then takes 15 s instead of 2.7 s. With a short spin it takes 5 s, and 2.9 s on a quiet machine.
+step then takes 15 s instead of 2.7 s. With a short spin it takes 5.5 s, and 2.9 s on a quiet machine.
 Source: GOMP_SPINCOUNT in the libgomp manual.
 """
 
 import os
 
-_SPINS = "500"
+_SPINS = "1000"
 
 
 def use_cores(threads: int) -> None:

@@ -111,6 +111,7 @@ def train(
             group["lr"] = learning_rate(step, steps, config)
         optimiser.zero_grad()
         loss = 0.0
+        teacher(batch)
         for part in passes(batch, config.tokens_per_pass):
             part_loss = batch_loss(model, part, teacher(part), config) * (len(part) / len(batch))
             part_loss.backward()  # type: ignore[no-untyped-call]

@@ -51,4 +51,4 @@ def test_passes_hold_every_row_once_and_keep_to_the_budget(lengths: list[int], t
     for part in parts:
         longest = max(r.tokens for r in part)
         assert len(part) == 1 or len(part) * longest <= tokens
-        assert longest <= 1.25 * min(r.tokens for r in part)
+        assert longest <= 1.5 * min(r.tokens for r in part)
