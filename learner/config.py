@@ -43,7 +43,7 @@ class LearnerConfig(Table):
     min_steps: int = Field(24, ge=1)
     steps_per_lesson: int = Field(6, ge=0)
     max_steps: int = Field(120, ge=1)
-    lessons_per_step: int = Field(6, ge=1)
+    lessons_per_step: int = Field(7, ge=1)
     """Rows of a step about the round's lessons."""
     replay_per_step: int = Field(2, ge=0)
     """Rows of a step about earlier lessons and answers that were rated good."""
@@ -53,7 +53,7 @@ class LearnerConfig(Table):
     """Rows of a step that hold the model to base on general prompts."""
     tokens_per_pass: int = Field(4096, ge=64)
     """Padded tokens in one forward and backward pass: a step takes as many passes as it needs (memory)."""
-    learning_rate: float = Field(2.5e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     warmup_steps: int = Field(4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     checkpoint_steps: int = Field(10, ge=1)
