@@ -46,7 +46,8 @@ class Pupil:
         """Learn a task's lessons in rounds of `config.max_lessons`, rehearsing what came before."""
         told = [item.told for item in task.lessons]
         if self.corrections == "shuffled":
-            told = [*told[5:], *told[:5]]
+            shift = max(1, len(told) // 3)
+            told = [*told[shift:], *told[:shift]]
         for first in range(0, len(told), self.config.max_lessons):
             part = slice(first, first + self.config.max_lessons)
             yield from self._round(self._answered(task.lessons[part], told[part]))

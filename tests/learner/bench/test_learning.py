@@ -44,10 +44,11 @@ def test_it_measures_every_arm_once_and_goes_on_where_it_was_cut(
     assert again["facts"][2]["stages"] == results["facts"][2]["stages"]
 
 
+@pytest.mark.parametrize("count", [2, 4, 8])
 def test_an_empty_context_teaches_no_correction_and_shuffled_ones_teach_others(
-    tiny: Model, reference: Reference, monkeypatch: pytest.MonkeyPatch
+    tiny: Model, reference: Reference, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    task = facts().first(8)
+    task = facts().first(count)
     seen: list[Pools] = []
 
     def look(model: Model, pools: Pools, *_: object, **__: object) -> list[object]:
