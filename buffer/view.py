@@ -53,6 +53,11 @@ class Feedback:
     given: FeedbackGiven | None
     fate: Fate
 
+    @property
+    def rehearsed(self) -> bool:
+        """Whether it is a good rating: material for replay in every round, and a reason for none."""
+        return self.given is not None and self.given.kind == "rating" and self.fate.status == "accepted"
+
 
 @dataclass(frozen=True, slots=True)
 class Round:

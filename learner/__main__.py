@@ -19,7 +19,7 @@ from buffer.models import model_directory
 from buffer.teacher import Templates
 from buffer.view import View
 from learner.config import LearnerConfig
-from learner.cores import use_cores
+from learner.cores import device_of, use_cores
 from learner.reporter import Reporter
 
 logger = logging.getLogger("learner")
@@ -127,8 +127,7 @@ def _learn(
 ) -> None:
     """Load the model, then work until stopped."""
     use_cores(config.threads)
-    import torch  # the slow imports come last, when everything cheap has been checked
-    import transformers
+    import transformers  # the slow imports come last, when everything cheap has been checked
 
     from learner.measure import load_reference
     from learner.model import Model
@@ -136,7 +135,7 @@ def _learn(
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(config.device)
     model = Model.load(directory, rank=config.rank, alpha=config.alpha, device=device)
     reference = load_reference(model, shared.state / "learner")
     logger.info("ready: %s on %s, %d anchors", shared.model, device, len(reference.anchors))

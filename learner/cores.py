@@ -1,4 +1,4 @@
-"""How the learner shares the processor with what serves.
+"""What the learner computes on, and how it shares the processor with what serves.
 
 Threads of one matrix product wait for each other by spinning. When another process takes one of their cores,
 a spinning thread keeps the core that its own partner needs: on 2 cores beside one busy process a training
@@ -17,3 +17,10 @@ def use_cores(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
+def device_of(wanted: str) -> str:
+    """The device that a setting stands for: `auto` is a GPU where torch finds one."""
+    import torch
+
+    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

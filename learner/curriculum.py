@@ -59,10 +59,11 @@ class Curriculum:
         rated = [le for le in replay if le.given.kind == "rating"]
         earlier = [le for le in replay if le.given.kind != "rating"]
         framed = [self._framed(le) for le in earlier]
+        targets = self.targets(lessons)
         return Pools(
-            lessons=self._targets(lessons, wordings) + self._reuse(lessons),
-            replay=self._targets(earlier, framed) + [self._rated(le) for le in rated],
-            lookalikes=self._lookalikes(lessons),
+            lessons=self._taught(lessons, targets, wordings) + self._reuse(lessons),
+            replay=self._taught(earlier, self.targets(earlier), framed) + [self._rated(le) for le in rated],
+            lookalikes=self._lookalikes(lessons, targets),
             anchors=list(anchors),
         )
 
@@ -115,10 +116,12 @@ class Curriculum:
         mixed = scrambled(question, self.config.scrambled_questions, rng)
         return Wordings((*rephrased(question, TRAINED), *mixed), tuple(rephrased(question, HELD_OUT)))
 
-    def _targets(self, lessons: Sequence[Lesson], wordings: Sequence[Wordings]) -> list[Row]:
+    def _taught(
+        self, lessons: Sequence[Lesson], targets: Sequence[list[int]], wordings: Sequence[Wordings]
+    ) -> list[Row]:
         """The question as it was asked counts several times."""
         rows: list[Row] = []
-        for lesson, target, wording in zip(lessons, self.targets(lessons), wordings, strict=True):
+        for lesson, target, wording in zip(lessons, targets, wordings, strict=True):
             if not target:
                 self.left_out["teacher_misses_hint"] += 1
                 continue
@@ -158,22 +161,21 @@ class Curriculum:
                 self.left_out["written_misleads_teacher"] += 1
         return [kept[le.feedback_id] for le in lessons]
 
-    def _lookalikes(self, lessons: Sequence[Lesson]) -> list[Row]:
+    def _lookalikes(self, lessons: Sequence[Lesson], targets: Sequence[list[int]]) -> list[Row]:
         """The lessons' questions about others, in any of their wordings, answered as the lesson would be."""
         count = self.config.lookalikes_per_lesson if self.config.lookalikes_per_step else 0
         rng = random.Random(f"lookalikes {self.seed}")  # noqa: S311 - reproducible, not secret
         subjects = frozenset((subject_of(le.question) or "").casefold() for le in lessons)
         frames = TRAINED if self.config.framed_questions else ()
         rows: list[Row] = []
-        for lesson, target in zip(lessons, self.targets(lessons), strict=True):
+        for lesson, target in zip(lessons, targets, strict=True):
             swapped = lookalikes(lesson.question, self.model.decode(target), count, rng, subjects)
             self.left_out["no_lookalike"] += count > 0 and not swapped
             for question, answer in swapped:
                 put = with_last_turn(lesson.messages, rng.choice([question, *rephrased(question, frames)]))
                 prompt = tuple(self.model.render(put, lesson.tools))
                 row = Row("lookalike", prompt, prompt, (*self.model.encode(answer), self.model.eos))
-                fits = len(prompt) <= self.limits.prompt and len(row.completion) <= self.limits.completion
-                rows += [row] if fits else []
+                rows += [row] if (fits := row.fits(self.limits)) else []
                 self.left_out["over_limit"] += not fits
         return rows
 

@@ -5,7 +5,7 @@ General prompts come with base's own greedy answers (`Reference`), computed once
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ class Reference:
     general: tuple[Row, ...]
     states: Mapping[Row, Tensor]
     """Base's hidden states, `[tokens, D]`, on every row of both."""
+
+    @property
+    def anchor_states(self) -> dict[Row, Tensor]:
+        """Those on the anchors, to train towards."""
+        return {row: self.states[row] for row in self.anchors}
 
 
 def load_reference(model: Model, cache: Path) -> Reference:
@@ -84,14 +89,9 @@ def _anchor(prompt: Sequence[int], completion: Sequence[int]) -> Row:
     return Row("anchor", tuple(prompt), tuple(prompt), tuple(completion))
 
 
-@torch.no_grad()
-def states_of(model: Model, rows: Sequence[Row], batch: int = 8) -> list[Tensor]:
+def states_of(model: Model, rows: Sequence[Row]) -> list[Tensor]:
     """The student's hidden states on each row."""
-    states: list[Tensor] = []
-    for first in range(0, len(rows), batch):
-        part = rows[first : first + batch]
-        states += [s.clone() for s in model.hidden([r.student for r in part], [r.completion for r in part])]
-    return states
+    return model.states([r.student for r in rows], [r.completion for r in rows])
 
 
 def mean_divergence(model: Model, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> float:
@@ -221,7 +221,7 @@ def _distances(model: Model, lessons: Sequence[Lesson], held_out: HeldOut) -> tu
             continue
         rows = [_target_row(model, lesson, q) for q in (lesson.question, *questions)]
         with model.base():
-            teacher = states_of(model, [replace(r, student=r.teacher) for r in rows])
+            teacher = model.states([r.teacher for r in rows], [r.completion for r in rows])
         student = states_of(model, rows)
         per_row = [divergence(t, s, model.head_VD).mean() for t, s in zip(teacher, student, strict=True)]
         found.append(tuple(float(d) for d in per_row))

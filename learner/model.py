@@ -161,16 +161,34 @@ class Model:
         ids_BT = torch.full((len(rows), max(map(len, rows))), self.eos, dtype=torch.long)
         for b, row in enumerate(rows):
             ids_BT[b, : len(row)] = torch.tensor(row)
-        plain = self.device.type == "cpu" and ids_BT.shape[1] <= PLAIN_ATTENTION
-        self.peft.get_base_model().set_attn_implementation("eager" if plain else "sdpa")
-        states_BTD = self._body()(input_ids=ids_BT.to(self.device), use_cache=False).last_hidden_state
+        body = self._body(ids_BT.shape[1])
+        states_BTD = body(input_ids=ids_BT.to(self.device), use_cache=False).last_hidden_state
         return [
             states_BTD[b, len(p) - 1 : len(p) + len(c) - 1]
             for b, (p, c) in enumerate(zip(prompts, completions, strict=True))
         ]
 
-    def _body(self) -> nn.Module:
-        return self.peft.get_base_model().model  # type: ignore[no-any-return]
+    @torch.no_grad()
+    def states(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], batch: int = 8
+    ) -> list[Tensor]:
+        """As `hidden`, for any number of rows, in batches and without gradients."""
+        states: list[Tensor] = []
+        for first in range(0, len(prompts), batch):
+            part = slice(first, first + batch)
+            states += [state.clone() for state in self.hidden(prompts[part], completions[part])]
+        return states
+
+    def _body(self, tokens: int) -> nn.Module:
+        """All below the head, with the attention for rows of up to so many tokens.
+
+        Set before every use: what was computed earlier must not decide how this is computed.
+        """
+        base = self.peft.get_base_model()
+        plain = self.device.type == "cpu" and tokens <= PLAIN_ATTENTION
+        if base.config._attn_implementation != (wanted := "eager" if plain else "sdpa"):
+            base.set_attn_implementation(wanted)
+        return base.model  # type: ignore[no-any-return]
 
     # --- generation ----------------------------------------------------------------------------------
 
@@ -218,9 +236,10 @@ class Model:
         out: list[list[int]] = [[] for _ in prompts]
         done = [False] * len(prompts)
         cache = None
+        body = self._body(longest + max_tokens)
         step_ids = ids_BT.to(self.device)
         for _ in range(max_tokens):
-            result = self._body()(
+            result = body(
                 input_ids=step_ids,
                 attention_mask=mask_BT.to(self.device),
                 position_ids=positions_BT.to(self.device),

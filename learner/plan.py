@@ -59,7 +59,7 @@ def plan_round(
 ) -> Plan | Waiting:
     """Decide from all feedback (oldest first), all rounds and the open requests. `now` is in Unix seconds."""
     wanted = {"accepted", *(status for request in requests for status in request.include)}
-    pending = [f for f in feedback if f.fate.status in wanted and not _rehearsed(f)]
+    pending = [f for f in feedback if f.fate.status in wanted and not f.rehearsed]
     if not requests:
         why = _why_not_yet(pending, rounds, now, config)
         if why is not None:
@@ -69,7 +69,7 @@ def plan_round(
         return Waiting(f"policy {coming} has passed the gate and a server has still to take it up")
     lessons = pending[: config.max_lessons]
     number = rounds[-1].planned.round + 1 if rounds else 1
-    served = [f for f in feedback if f.fate.status == "served" or _rehearsed(f)]
+    served = [f for f in feedback if f.fate.status == "served" or f.rehearsed]
     return Plan(
         round=number,
         parent=lineage.live,
@@ -77,12 +77,6 @@ def plan_round(
         replay=tuple(f.feedback_id for f in replayed(served, config.max_replay, number)),
         requests=tuple(r.request_id for r in requests),
     )
-
-
-def _rehearsed(feedback: Feedback) -> bool:
-    """A good rating: material for replay in every round, and a reason for none."""
-    given = feedback.given
-    return given is not None and given.kind == "rating" and feedback.fate.status == "accepted"
 
 
 def replayed(earlier: Sequence[T], count: int, number: int) -> list[T]:

@@ -77,7 +77,7 @@ class Round:
             steps = train(
                 self.model,
                 pools,
-                {row: self.reference.states[row] for row in self.reference.anchors},
+                self.reference.anchor_states,
                 lambda step: curriculum.fresh(lessons, step),
                 config=config,
                 steps=steps_for(len(lessons), config),

@@ -38,6 +38,10 @@ class Row:
     teacher: tuple[int, ...]
     completion: tuple[int, ...]
 
+    def fits(self, limits: Limits) -> bool:
+        """Whether it is within the limits: nothing is ever truncated."""
+        return len(self.teacher) <= limits.prompt and len(self.completion) <= limits.completion
+
     @property
     def tokens(self) -> int:
         """Length of what the student reads."""
@@ -107,8 +111,7 @@ def target_rows(
     rows, dropped = [], 0
     for question in questions:
         row = Row("target", *prompts_of(lesson, question, render), tuple(target))
-        fits = len(row.teacher) <= limits.prompt and len(target) <= limits.completion
-        rows += [row] if fits else []
+        rows += [row] if (fits := row.fits(limits)) else []
         dropped += not fits
     return rows, dropped
 

@@ -42,7 +42,6 @@ class Teacher:
     kept: dict[Row, Tensor]
     parent: Mapping[str, Tensor]
     config: LearnerConfig
-    batch: int = 8
 
     def __call__(self, rows: Sequence[Row]) -> list[Tensor]:
         missing = list(dict.fromkeys(row for row in rows if row not in self.kept))
@@ -56,13 +55,10 @@ class Teacher:
     def _by_parent(self, row: Row) -> bool:
         return row.kind == "rated" or (row.kind in TAUGHT and self.config.teacher == "last-promoted")
 
-    @torch.no_grad()
     def _keep(self, rows: list[Row]) -> None:
         rows.sort(key=lambda row: len(row.teacher))
-        for first in range(0, len(rows), self.batch):
-            part = rows[first : first + self.batch]
-            states = self.model.hidden([r.teacher for r in part], [r.completion for r in part])
-            self.kept.update((r, s.clone()) for r, s in zip(part, states, strict=True))
+        states = self.model.states([r.teacher for r in rows], [r.completion for r in rows])
+        self.kept.update(zip(rows, states, strict=True))
 
 
 def learning_rate(step: int, steps: int, config: LearnerConfig) -> float:
@@ -109,20 +105,32 @@ def train(
             continue
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, config)
-        optimiser.zero_grad()
-        loss = 0.0
-        teacher(batch)
-        for part in passes(batch, config.tokens_per_pass):
-            part_loss = batch_loss(model, part, teacher(part), config) * (len(part) / len(batch))
-            part_loss.backward()  # type: ignore[no-untyped-call]
-            loss += part_loss.item()
-        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        optimiser.step()
+        loss = take_step(model, optimiser, batch, teacher, config)
         done.losses.append(loss)
         if checkpoints is not None and (step + 1) % config.checkpoint_steps == 0:
             done.tensors = _tensors(parameters, optimiser)
             checkpoints.save(done)
         yield Step(step + 1, steps, loss, tokens)
+
+
+def take_step(
+    model: Model,
+    optimiser: torch.optim.Optimizer,
+    batch: Sequence[Row],
+    teacher: Teacher,
+    config: LearnerConfig,
+) -> float:
+    """One step of the optimiser on a batch, in as many passes as its tokens need; the loss before it."""
+    optimiser.zero_grad()
+    loss = 0.0
+    teacher(batch)
+    for part in passes(batch, config.tokens_per_pass):
+        part_loss = batch_loss(model, part, teacher(part), config) * (len(part) / len(batch))
+        part_loss.backward()  # type: ignore[no-untyped-call]
+        loss += part_loss.item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    optimiser.step()
+    return loss
 
 
 def batch_loss(

@@ -81,20 +81,21 @@ class Service:
         if paused is not None:
             self.reporter.say("paused", _paused_by(paused.by, paused.why))
             return
-        unfinished = next((r.planned for r in view.rounds() if r.ended is None), None)
+        rounds = view.rounds()
+        unfinished = next((r.planned for r in rounds if r.ended is None), None)
         if unfinished is not None:
             self._run_round(unfinished)
             return
         plan = plan_round(
             view.all_feedback(),
-            view.rounds(),
+            rounds,
             view.lineage(),
             view.requests(),
             now=self.clock(),
             config=self.config,
         )
         if isinstance(plan, Waiting):
-            ended = [r.ended for r in view.rounds() if r.ended is not None and r.ended.evaluation]
+            ended = [r.ended for r in rounds if r.ended is not None and r.ended.evaluation]
             crowded = full([Evaluation.model_validate(e.evaluation) for e in ended])
             self.reporter.say("waiting", f"{plan.why}; {crowded}" if crowded else plan.why)
             return

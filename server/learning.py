@@ -117,9 +117,7 @@ def describe_learning(gateway: Gateway, now: float) -> dict[str, Any]:
     view = gateway.buffer.view
     everything = view.all_feedback()
     statuses = Counter(feedback.fate.status for feedback in everything)
-    rehearsed = sum(
-        f.fate.status == "accepted" and f.given is not None and f.given.kind == "rating" for f in everything
-    )
+    rehearsed = sum(feedback.rehearsed for feedback in everything)
     rounds = view.rounds()
     ended = next((r for r in reversed(rounds) if r.ended is not None), None)
     heard, paused = view.report(), view.paused()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from learner.cores import use_cores
+from learner.cores import device_of, use_cores
 
 PARTS = ("facts", "sequence", "ablations", "cost")
 
@@ -80,7 +80,7 @@ def _learning(options: argparse.Namespace) -> int:
         return _fail(error, error.hint, 2)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    model = Model.load(directory, rank=config.rank, alpha=config.alpha, device=_device(options.device))
+    model = Model.load(directory, rank=config.rank, alpha=config.alpha, device=device_of(options.device))
     reference = load_reference(model, options.out)
     parts = tuple(options.only or (("facts", "cost") if options.quick else PARTS))
     bench = Bench(
@@ -121,7 +121,7 @@ def _step(options: argparse.Namespace) -> int:
         lengths = [(int(p), int(c)) for p, c in (pair.split("+") for pair in options.lengths.split(","))]
     except ValueError:
         return _fail(f"{options.lengths} are no lengths", "as in --lengths 128+64,512+128", 2)
-    device = _device(options.device)
+    device = device_of(options.device)
     _say(f"making random weights of {options.shape} on {device}")
     model = random_model(options.shape, device)
     costs = as_json(
@@ -131,12 +131,6 @@ def _step(options: argparse.Namespace) -> int:
     results = {"shape": options.shape, "machine": machine, "cost": costs}
     _print(options, results, report.tables(results))
     return 0
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _print(options: argparse.Namespace, results: dict[str, Any], made: Sequence[Any]) -> None:

@@ -154,7 +154,6 @@ class Bench:
 
     def _ceiling(self) -> dict[str, Any]:
         """What base knows without, and its teacher with, the correction in context."""
-        self.model.reset_adapter(0)
         tasks = self._tasks()
         untaught = Pupil(self.model, self.reference, self.config, seed=0)
         known = {

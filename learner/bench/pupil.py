@@ -63,7 +63,7 @@ class Pupil:
         for step in train(
             self.model,
             pools,
-            {row: self.reference.states[row] for row in self.reference.anchors},
+            self.reference.anchor_states,
             lambda step: curriculum.fresh(lessons, step),
             config=self.config,
             steps=steps_for(len(lessons), self.config),

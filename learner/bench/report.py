@@ -65,7 +65,7 @@ def _facts(title: str, runs: Runs, known: Mapping[str, Any]) -> Table:
         last = [run["stages"][-1] for run in same]
         shares = [spread(stage["scores"]["facts"][group] for stage in last) for group in GROUPS]
         seconds = [run["seconds"] for run in same]
-        asked = [stage["scores"]["facts"]["asked"] * _lessons(known) for stage in last]
+        asked = [stage["scores"]["facts"]["asked"] * known["lessons"] for stage in last]
         per_fact = [s / a for s, a in zip(seconds, asked, strict=True) if a >= 1]
         rows.append(
             [
@@ -78,10 +78,6 @@ def _facts(title: str, runs: Runs, known: Mapping[str, Any]) -> Table:
             ]
         )
     return title, heads, rows
-
-
-def _lessons(known: Mapping[str, Any]) -> int:
-    return int(known["lessons"])
 
 
 def _against_plain(runs: Runs) -> Table:
@@ -194,15 +190,14 @@ def pictures(results: Mapping[str, Any], out: Path) -> list[Path]:
 
     if "facts" in results:
         pyplot.figure(figsize=(6.4, 4.2))
-        for arm, same in by_arm(results["facts"]).items():
+        for index, (arm, same) in enumerate(by_arm(results["facts"]).items()):
             for number, run in enumerate(same):
                 points = [(p["drift"], 100 * p["scores"]["paraphrased"]) for p in run["curve"]]
                 last = run["stages"][-1]
                 points.append((last["drift"], 100 * last["scores"]["facts"]["paraphrased"]))
-                colour = f"C{list(by_arm(results['facts'])).index(arm)}"
                 drift, recall = zip(*points, strict=True)
                 label = arm if number == 0 else None
-                pyplot.plot(drift, recall, "o-", ms=3, lw=1, color=colour, label=label)
+                pyplot.plot(drift, recall, "o-", ms=3, lw=1, color=f"C{index}", label=label)
         pyplot.xscale("log")
         pyplot.xlabel("drift: KL to base on general prompts, nats per token")
         pyplot.ylabel("paraphrased questions answered, %")

@@ -22,25 +22,28 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from learner.config import LearnerConfig
-from learner.loss import divergence
 from learner.model import Model
-from learner.rows import Row, passes
-from learner.sdft import Teacher, batch_loss
+from learner.rows import Row
+from learner.sdft import Teacher, take_step
 
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
+        "model_type": "llama",
         "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
         "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
     },
     "qwen2.5-0.5b": {
+        "model_type": "qwen2",
         "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
         "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
     },
     "qwen2.5-7b": {
+        "model_type": "qwen2",
         "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
         "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
     },
     "tiny": {
+        "model_type": "llama",
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": 512, "tie_word_embeddings": True,
     },
@@ -68,8 +71,7 @@ class Cost:
 
 def random_model(shape: str, device: str, *, rank: int = 16, alpha: int = 32) -> Model:
     """A model of a published shape with random bf16 weights. Raises `KeyError` for an unknown shape."""
-    kind = "llama" if shape in ("smollm2-135m", "tiny") else "qwen2"
-    config = AutoConfig.for_model(kind, **SHAPES[shape], max_position_embeddings=32768)
+    config = AutoConfig.for_model(**SHAPES[shape], max_position_embeddings=32768)
     with torch.device(device):
         torch.set_default_dtype(torch.bfloat16)
         try:
@@ -123,12 +125,7 @@ def _arms(
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def take(batch: Sequence[Row], settings: LearnerConfig, teacher: Teacher) -> None:
-        optimiser.zero_grad()
-        for part in passes(batch, settings.tokens_per_pass):
-            loss = batch_loss(model, part, teacher(part), settings) * (len(part) / len(batch))
-            loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-        optimiser.step()
+        take_step(model, optimiser, batch, teacher, settings)
 
     def fresh(number: int) -> None:
         written = model.generate(
@@ -176,14 +173,6 @@ def _now(model: Model) -> float:
     if model.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-@torch.no_grad()
-def loss_is_finite(model: Model) -> bool:
-    """Whether the shape's forward pass gives numbers: a bench on NaNs would measure nothing."""
-    row = _row(model, "anchor", 8, 4, 0)
-    (state,) = model.hidden([row.student], [row.completion])
-    return bool(divergence(state, state + 0.1, model.head_VD).isfinite().all())
 
 
 def as_json(costs: Sequence[Cost]) -> list[dict[str, Any]]:

@@ -150,3 +150,15 @@ def test_a_damaged_release_does_not_verify(tiny: Model, tmp_path: Path, damage: 
         (directory / "adapter_model.bin").write_bytes(b"pickle")
     with pytest.raises(AdapterInvalid):
         verify(tmp_path, release, max_rank=16)
+
+
+@pytest.mark.parametrize("before", [3, 40])
+def test_what_was_computed_before_does_not_choose_the_attention(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    monkeypatch.setattr("learner.model.PLAIN_ATTENTION", 20)
+    base, used = tiny.peft.get_base_model(), set()
+    tiny.hidden([[1] * before], [[2]])
+    base.model.register_forward_pre_hook(lambda *_: used.add(base.config._attn_implementation))
+    tiny.generate(PROMPTS, max_tokens=2)
+    assert used == {"eager"}
