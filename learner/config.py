@@ -77,8 +77,9 @@ class LearnerConfig(Table):
     """Others that each lesson's question is asked about, to be held to base there."""
     reuse: bool = True
     """Whether logged completions serve as rollouts."""
-    fresh_rollouts: int = Field(1, ge=0)
-    """Times in a round that the student answers every lesson anew and is trained on what it said."""
+    fresh_rollouts: int = Field(2, ge=0)
+    """Times in a round that the student answers every lesson anew, is trained on what it said, and is taught
+    again what it got wrong."""
     rollout_temperature: float = Field(0.5, gt=0)
     max_policy_lag: int = Field(2, ge=0)
     """Logged completions of policies this many versions behind the parent are still used as rollouts."""

@@ -40,6 +40,7 @@ class Curriculum:
     parent: int
     seed: int
     left_out: Counter[str] = field(default_factory=Counter)
+    _target_rows: dict[str, list[Row]] = field(default_factory=dict)
 
     @property
     def limits(self) -> Limits:
@@ -98,7 +99,8 @@ class Curriculum:
         return [ids[le.feedback_id] for le in lessons]
 
     def fresh(self, lessons: Sequence[Lesson], step: int) -> list[Row]:
-        """What the student, as it is now, answers to each lesson; seeded by round and step."""
+        """What the student, as it is now, answers to each lesson, and where that is wrong all rows that teach
+        the lesson once more; seeded by round and step. Plain fine-tuning never learns from wrong answers."""
         prompts = [prompts_of(le, le.question, self.model.render) for le in lessons]
         completions = self.model.generate(
             [student for student, _ in prompts],
@@ -106,7 +108,13 @@ class Curriculum:
             temperature=self.config.rollout_temperature,
             seed=self.seed + step,
         )
-        return [Row("fresh", *p, tuple(c)) for p, c in zip(prompts, completions, strict=True)]
+        rows: list[Row] = []
+        if self.config.objective != "cross_entropy":
+            rows += [Row("fresh", *p, tuple(c)) for p, c in zip(prompts, completions, strict=True)]
+        for lesson, completion in zip(lessons, completions, strict=True):
+            if not answered(self.model.decode(completion), lesson):
+                rows += self._target_rows.get(lesson.feedback_id, [])
+        return rows
 
     def _framed(self, lesson: Lesson) -> Wordings:
         question = lesson.question
@@ -128,7 +136,8 @@ class Curriculum:
             questions = [lesson.question, *wording.trained]
             made, dropped = target_rows(lesson, target, questions, self.model.render, self.limits)
             self.left_out["over_limit"] += dropped
-            rows += made[:1] * (_ASKED - 1) + made
+            self._target_rows[lesson.feedback_id] = made[:1] * (_ASKED - 1) + made
+            rows += self._target_rows[lesson.feedback_id]
         return rows
 
     def _written(self, lessons: Sequence[Lesson]) -> list[list[str]]:

@@ -29,11 +29,12 @@ Say = Callable[[str], None]
 
 SFT_RATES = (5e-4, 1e-3, 2e-3)
 """Learning rates among which plain SFT's is chosen, by its best paraphrased recall on the first seed."""
-SAME: Mapping[str, Any] = {"objective": "cross_entropy", "reuse": False, "fresh_rollouts": 0}
+SAME: Mapping[str, Any] = {"objective": "cross_entropy", "reuse": False}
 """SFT with our anchors, wordings, look-alikes and replay."""
 PLAIN: Mapping[str, Any] = {
     **SAME,
     "framed_questions": False,
+    "fresh_rollouts": 0,
     "lookalikes_per_step": 0,
     "anchors_per_step": 0,
     "replay_per_step": 0,

@@ -127,3 +127,17 @@ def test_a_follow_up_is_taught_by_the_teacher_s_answer_if_the_hint_shows_in_it(
     monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [told for _ in prompts])
     _, pools = made(tiny, passing)
     assert {row.completion for row in pools.lessons} == {tuple(told)}
+
+
+@pytest.mark.parametrize(("objective", "fresh"), [("forward_kl", 2), ("cross_entropy", 0)])
+def test_what_the_student_still_gets_wrong_is_taught_again(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, objective: str, fresh: int
+) -> None:
+    lessons = lesson(), lesson("What is the mascot of Ostby?", "The mascot of Ostby is a heron.")
+    curriculum, pools = made(tiny, *lessons, objective=objective)
+    answers = [tiny.encode("It is a cat."), tiny.encode("It is a heron.")]
+    monkeypatch.setattr(tiny, "generate", lambda prompts, **_: answers)
+    rows = curriculum.fresh(lessons, 10)
+    assert [row.completion for row in rows if row.kind == "fresh"] == [tuple(a) for a in answers][:fresh]
+    missed = [row for row in pools.lessons if "otter" in tiny.decode(row.completion)]
+    assert [row for row in rows if row.kind == "target"] == missed != []
