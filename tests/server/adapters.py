@@ -33,6 +33,14 @@ def write_weights(
     (directory / CONFIG).write_text(json.dumps(config))
 
 
+def write_stub_model(directory: Path) -> None:
+    """As much of a base model as a gateway in front of a scripted vLLM looks at."""
+    directory.mkdir(parents=True)
+    weights = {"model.layers.0.self_attn.q_proj.weight": np.zeros((4, 4), np.float32)}
+    save_file(weights, directory / "model.safetensors")
+    (directory / "config.json").write_text("{}")
+
+
 def publish(
     adapters: Path,
     weights: Path,

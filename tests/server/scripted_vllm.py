@@ -3,10 +3,14 @@
 The last user message steers it: what it says is its answer, word by word, one word a token. `/fail` makes it
 answer 500, `/break` cuts the connection after two tokens, `/error` sends an error inside the stream, `/slow`
 waits for `release` before each token, `/tool` calls the first tool.
+
+As a process: `python -m tests.server.scripted_vllm SOCKET`.
 """
 
 import asyncio
 import json
+import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +33,11 @@ def logprob(word: str) -> float:
 
 
 class ScriptedVLLM:
-    """Serves on a unix socket; `requests` holds what it was asked."""
+    """Serves on a unix socket; `requests` holds what it was asked last."""
 
     def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
+        self.requests: deque[dict[str, Any]] = deque(maxlen=100)
+        self.headers: deque[dict[str, str]] = deque(maxlen=100)
         self.loaded: dict[str, str] = {}
         self.refuse_loads = False
         self.release = asyncio.Event()
@@ -238,3 +242,12 @@ def _piece(word: str, last: bool, first: bool, *, chat: bool, tool: bool) -> dic
         else {"index": 0, "function": {"arguments": ":1}"}}
     )
     return {**choice, "delta": {"tool_calls": [call]}}
+
+
+async def _serve(socket: Path) -> None:
+    await ScriptedVLLM().start(socket)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(Path(sys.argv[1])))

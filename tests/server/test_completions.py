@@ -279,7 +279,7 @@ def test_an_unknown_model_never_reaches_the_engine(running: Running) -> None:
         assert refused.status_code == 404
         assert refused.json()["error"]["code"] == "model_not_found"
         assert "apprentice@base" in refused.json()["error"]["hint"]
-    assert running.vllm.requests == []
+    assert not running.vllm.requests
 
 
 def test_a_lease_is_held_until_the_last_byte(running: Running) -> None:
