@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -34,13 +34,11 @@ class Victim(Protocol):
 
 
 class Child:
-    """A process of the project's own. `prefix` is a command that runs it (a tracer, say)."""
+    """A process of the project's own."""
 
-    def __init__(
-        self, name: str, module: str, *arguments: object, directory: Path, prefix: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, name: str, module: str, *arguments: object, directory: Path) -> None:
         self.log = directory / f"{name}.log"
-        self._command = [*prefix, sys.executable, "-P", "-m", module, *map(str, arguments)]
+        self._command = [sys.executable, "-P", "-m", module, *map(str, arguments)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -61,12 +59,10 @@ class Child:
             self._process.wait()
             self._process = None
 
-    def stop(self) -> None:
-        """SIGTERM, and wait until it is gone."""
+    @property
+    def pid(self) -> int:
         assert self._process is not None
-        self._process.terminate()
-        self._process.wait(PATIENCE_S)
-        self._process = None
+        return self._process.pid
 
     def said(self) -> str:
         return self.log.read_text()
@@ -76,15 +72,9 @@ class Replica:
     """A gateway on a state directory of its own. With a broker in `buffer`, a relay, too."""
 
     def __init__(
-        self,
-        directory: Path,
-        buffer: BufferConfig,
-        *,
-        state: Path | None = None,
-        settings: str = "",
-        prefix: Sequence[str] = (),
+        self, directory: Path, buffer: BufferConfig, *, state: Path | None = None, settings: str = ""
     ) -> None:
-        """`settings` are further lines of apprentice.toml, `prefix` is a command that runs the gateway."""
+        """`settings` are further lines of [server]."""
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.buffer = directory, buffer
         self.state = state or directory / "state"
@@ -96,7 +86,7 @@ class Replica:
         config.write_text(_toml(buffer, directory, port, settings))
         where = ("--config", config, "--state", self.state)
         self.engine = Child("engine", "tests.server.scripted_vllm", self._socket, directory=directory)
-        self.gateway = Child("gateway", "server", *where, directory=directory, prefix=prefix)
+        self.gateway = Child("gateway", "server", *where, directory=directory)
         self.relay = Child("relay", "buffer", *where, directory=directory)
 
     @property
