@@ -12,7 +12,7 @@ from fastapi import Request
 from pydantic_core import from_json
 
 from buffer.client import Buffer
-from buffer.log import LogUnavailable
+from buffer.log import BufferError, LogUnavailable
 from buffer.records import AliasMoved, Payload, Record, uuid7
 from buffer.teacher import DEFAULT, Templates
 from buffer.view import Alias
@@ -93,8 +93,14 @@ class Gateway:
 
     async def append(self, records: Sequence[Record]) -> None:
         """Append ready-made records. They stay appended if the caller is cancelled meanwhile."""
+        writable = self.metrics.log_writable
         with self.metrics.timed(self.metrics.append_seconds):
-            await asyncio.wrap_future(self.buffer.append(records))
+            try:
+                await asyncio.wrap_future(self.buffer.append(records))
+            except BufferError:
+                writable.set(0)
+                raise
+        writable.set(1)
 
     def record(self, payload: Payload, partition_key: str) -> Record:
         """Envelope a payload, cut down to the log's limit where it is an exchange's."""

@@ -84,7 +84,7 @@ def router(gateway: Gateway) -> APIRouter:
         view = gateway.buffer.view
         tombstones = await asyncio.to_thread(view.tombstones, completion_id, datetime.now(UTC))
         erased = gateway.record(ExchangeErased(completion_id=completion_id, by=by), "")
-        await gateway.append([erased, *tombstones])
+        await gateway.append([*tombstones, erased])  # in this order they make room in a full journal
         return {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
 
     return routes
