@@ -22,7 +22,7 @@ from buffer.log import BufferError
 from buffer.records import ExchangeClosed, ExchangeOpened, Record
 from server import sse, translate
 from server.errors import ServerError
-from server.gateway import Gateway, new_uuid, read_json
+from server.gateway import Gateway, read_json
 from server.identity import PREFIXES, Endpoint, Principal, conversation_of
 from server.next_turn import NextTurns
 from server.problems import problem
@@ -85,7 +85,7 @@ class Answer(Response):
         self._captures = call.store
         self._transcript = Transcript(call.endpoint)
         self._conversation = conversation_of(principal.name, call.request)
-        uuid = new_uuid()
+        uuid = gateway.new_uuid()
         self._plain_id = f"{PREFIXES[call.endpoint]}-{uuid}"
         self._id = (
             gateway.receipts.mint(call.endpoint, uuid, principal.name, self._conversation)

@@ -5,7 +5,6 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from fastapi import Request
@@ -105,8 +104,12 @@ class Gateway:
     def record(self, payload: Payload, partition_key: str) -> Record:
         """Envelope a payload, cut down to the log's limit where it is an exchange's."""
         return transcript.to_record(
-            payload, time=datetime.now(UTC), randomness=os.urandom(10), partition_key=partition_key
+            payload, time=self.buffer.now(), randomness=os.urandom(10), partition_key=partition_key
         )
+
+    def new_uuid(self) -> str:
+        """Sorts behind every earlier one that was made here."""
+        return uuid7(self.buffer.now(), os.urandom(8))
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until the view says so. Raises `LogUnavailable` when it does not in `CONFIRM_S`."""
@@ -193,7 +196,3 @@ async def read_json(request: Request) -> Any:
         raise RequestRefused(
             f"the body is not valid JSON: {error}", "send a JSON object in UTF-8", code="invalid_json"
         ) from None
-
-
-def new_uuid() -> str:
-    return uuid7(datetime.now(UTC), os.urandom(10))

@@ -77,7 +77,7 @@ def drained(state: Path) -> bool:
     journal = Journal(state / "journal.db")
     try:
         done = journal.query("SELECT max(seq) FROM relayed")[0][0] or 0
-        return bool(done >= max(journal.last(stream)[1] for stream in STREAMS))
+        return all(last.sequence <= done for stream in STREAMS if (last := journal.last(stream)) is not None)
     finally:
         journal.close()
 
