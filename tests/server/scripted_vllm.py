@@ -28,6 +28,11 @@ def token_id(word: str) -> int:
     return 100 + sum(word.encode()) % 50000
 
 
+def score(model: str, token: int) -> float:
+    """What a prompt's token is worth to a policy: every version differs from all others."""
+    return -1.0 - int(model.rpartition("@")[2]) - token / 1_000_000
+
+
 def logprob(word: str) -> float:
     return -0.125 * len(word)
 
@@ -99,6 +104,10 @@ class ScriptedVLLM:
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         body = await self._take(request)
+        if "prompt_logprobs" in body:
+            (prompt,) = body["prompt"]
+            scores = [None, *({str(t): {"logprob": score(body["model"], t)}} for t in prompt[1:])]
+            return web.json_response({"choices": [{"prompt_logprobs": scores}]})
         return await self._answer(request, body, str(body["prompt"]), chat=False)
 
     async def _take(self, request: web.Request) -> dict[str, Any]:
