@@ -120,7 +120,7 @@ class Buffer:
             try:
                 self.view.absorb(records)
             except sqlite3.Error as failure:
-                # It is on disk, which is what counts. The follower brings it into the view when that has room.
+                # It is on disk, which is what counts. The follower brings it into the view in time.
                 logger.warning("what was appended cannot be seen yet: %s", failure)
             visible.set_result(None)
 
@@ -136,8 +136,10 @@ class Buffer:
         self.view.close()
 
     def now(self) -> datetime:
-        """The time, later than any before, and than all that was appended here: ids and records are read in
-        its order, and clocks are set back. One that was far ahead is followed again once it is caught up with.
+        """The time, later than any before, and than all that was appended here.
+
+        Ids and records are read in its order, and clocks are set back. After one that was far ahead, this one
+        stays there until it is caught up with.
         """
         with self._ticking:
             self._latest = max(self._latest + timedelta(microseconds=1), self._clock())

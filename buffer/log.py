@@ -84,7 +84,7 @@ class Log(Protocol):
         ...
 
     def appended(self, stream: Stream, after: int, limit: int = 500) -> list[Record]:
-        """What was appended here to a stream behind sequence `after`, in order, without what has been pruned."""
+        """What was appended here to a stream behind sequence `after`, in order, but for what was pruned."""
         ...
 
     def close(self) -> None:

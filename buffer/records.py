@@ -32,7 +32,9 @@ def uuid7(time: datetime, randomness: bytes) -> str:
         raise ValueError("uuid7 needs 8 bytes of randomness")
     microseconds = (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     milliseconds, rest = divmod(microseconds, 1000)
-    head = (milliseconds & (1 << 48) - 1).to_bytes(6, "big") + (0x7000 | rest * 4096 // 1000).to_bytes(2, "big")
+    head = (milliseconds & (1 << 48) - 1).to_bytes(6, "big") + (0x7000 | rest * 4096 // 1000).to_bytes(
+        2, "big"
+    )
     body = bytearray(randomness[:8])
     body[0] = 0x80 | body[0] & 0x3F
     return (head + bytes(body)).hex()

@@ -83,7 +83,7 @@ def plan_round(
     quiet: Callable[[Sequence[Feedback]], float],
     config: LearnerConfig,
 ) -> Plan | Waiting:
-    """Decide from all feedback (oldest first), all rounds, the open requests, and since when it is `Quiet`."""
+    """Decide from all feedback (oldest first), all rounds, the open requests, and how long it is `Quiet`."""
     wanted = {"accepted", *(status for request in requests for status in request.include)}
     pending = [f for f in feedback if f.fate.status in wanted and not f.rehearsed]
     quiet_s = quiet(pending)

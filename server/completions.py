@@ -200,7 +200,7 @@ class Answer(Response):
         return self._gateway.record(closed, self._conversation)
 
     async def _recorded(self, records: list[Record]) -> bool:
-        """Whether an exchange's first records are on disk; where it may, it goes on as one that is not stored.
+        """Whether an exchange's first records are on disk. Where it may, it goes on as if not stored.
 
         Raises `BufferError`.
         """
@@ -208,8 +208,8 @@ class Answer(Response):
             await self._gateway.append(records)
         except BufferError as error:
             if not self._gateway.config.serve_uncaptured:
-                error.hint = f"{error.hint or 'try again'}; meanwhile ask with store: false"
-                raise
+                hint = f"{error.hint or 'try again'}; meanwhile ask with store: false"
+                raise type(error)(str(error), hint) from error
             logger.warning("answering without a record: %s", error)
             self._gateway.metrics.uncaptured.labels(error.code).inc()
             self._captures, self._id = False, self._plain_id  # what is no receipt must not look like one

@@ -46,7 +46,9 @@ def learning_router(gateway: Gateway) -> APIRouter:
     async def ask_for_round(request: Request, wanted: RoundWanted | None = None) -> dict[str, Any]:
         by = gateway.admin(request)
         asked = RoundRequested(
-            request_id=f"round-request-{gateway.new_uuid()}", by=by.name, include=wanted.include if wanted else []
+            request_id=f"round-request-{gateway.new_uuid()}",
+            by=by.name,
+            include=wanted.include if wanted else [],
         )
         await gateway.write([asked])
         return {"id": asked.request_id, "object": "round.requested", "include": asked.include}

@@ -18,7 +18,8 @@ from buffer.records import STREAMS, Positions, Record
 from buffer.view import View
 from tests.faults.traffic import Ledger
 
-PATIENCE_S = 120.0
+PATIENCE_S = 30.0
+"""How long a reader may wait for the next record of a log that the relay has carried everything to."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is done to the system, and the figures that come of it. The tests run these small, `make faults` large."""
+"""What is done to the system, and what came of it: small in the tests, large in `make faults`."""
 
 import asyncio
 import random
@@ -68,7 +68,7 @@ def kill_everything(
 
 
 def take_the_broker_away(directory: Path, *, seconds: float, rate: float, broker_count: int = 1) -> Figures:
-    """Clients at a steady rate of requests while no broker is there for so long; then it comes back."""
+    """Clients at a steady rate of requests while there is no broker for so long; then it comes back."""
     with (
         brokers(broker_count, _made(directory / "broker")) as (buffer, victims),
         Replica(directory / "replica", buffer) as replica,
@@ -87,7 +87,7 @@ def take_the_broker_away(directory: Path, *, seconds: float, rate: float, broker
 
 
 class Reaper(threading.Thread):
-    """Kills one victim, and starts it again at once, each time that so many records have been acknowledged."""
+    """Kills one victim, and starts it again at once, whenever so many records have been acknowledged."""
 
     def __init__(self, victim: Victim, ledger: Ledger, moments: list[int]) -> None:
         super().__init__(daemon=True)
@@ -116,7 +116,7 @@ async def _calls(url: str, ledger: Ledger, work: Callable[[Clients], Coroutine[A
 
 def _drain(replica: Replica) -> float:
     began = time.monotonic()
-    while not drained(replica.state) and time.monotonic() - began < 5 * PATIENCE_S:
+    while not drained(replica.state) and time.monotonic() - began < 20 * PATIENCE_S:
         time.sleep(0.1)
     return time.monotonic() - began
 

@@ -1,10 +1,11 @@
-"""Several machines on one broker that goes away: they agree on what is live, and keep what they acknowledged."""
+"""Machines on one broker that goes away: they agree on what is live, and keep what they acknowledged."""
 
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -15,7 +16,7 @@ from buffer.config import BufferConfig
 from buffer.journal import Journal
 from buffer.kafka import KafkaLog
 from buffer.records import AliasMoved, Payload, Record, RoundEnded, RoundPlanned
-from buffer.view import View
+from buffer.view import Alias, View
 from tests.faults.replica import Replica, Victim, brokers
 from tests.kafka_broker import HOW_TO_GET_ONE, kafka_home
 from tests.server.adapters import PROMPT, publish, write_weights
@@ -100,7 +101,7 @@ def test_operators_on_two_replicas_while_the_broker_is_away_leave_one_live_polic
                 operators.submit(httpx.post, f"{replicas[0].url}/v1/policies/{target}/promote", timeout=60),
                 operators.submit(httpx.post, f"{replicas[1].url}/v1/policies/rollback", timeout=60),
             ]
-            until(lambda: all(moves_written(r) > n for r, n in zip(replicas, written)), "both wrote")  # noqa: B023, B905
+            until(partial(all_wrote, replicas, written), "both wrote")
             broker.start()
             assert {call.result().status_code for call in calls} <= {200, 409, 503}
             until(lambda: len({live(r) for r in replicas}) == 1 and lag(replicas) == 0, "they agree")
@@ -114,6 +115,10 @@ def test_operators_on_two_replicas_while_the_broker_is_away_leave_one_live_polic
     assert [move.epoch for move in alias.moves] == list(range(2 + 2 * RACES)), "one of each two moves won"
 
 
+def all_wrote(replicas: list[Replica], before: list[int]) -> bool:
+    return all(moves_written(replicas[index]) > count for index, count in enumerate(before))
+
+
 def lag(replicas: list[Replica]) -> float:
     texts = [httpx.get(f"{replica.url}/metrics", timeout=60).text for replica in replicas]
     lines = [line for text in texts for line in text.splitlines()]
@@ -121,7 +126,7 @@ def lag(replicas: list[Replica]) -> float:
     return max(lags) if len(lags) == len(replicas) else 1.0  # it is not told while the broker is away
 
 
-def read_alias(buffer: BufferConfig, directory: Path):  # type: ignore[no-untyped-def]
+def read_alias(buffer: BufferConfig, directory: Path) -> Alias:
     view = View(directory / "fresh.db")
     log = KafkaLog(Journal(directory / "fresh-journal.db"), buffer.kafka, name="test")
     ends = log.ends()
@@ -151,8 +156,9 @@ def test_a_gateway_that_dies_while_the_broker_is_away_knows_what_it_acknowledged
 
         first = teach()
         replica.gateway.kill()
+        # what a gateway leaves that dies between the journal's flush and the view's
         for file in (replica.state / "server").glob("view.db*"):
-            file.unlink()  # a gateway that dies between the journal's flush and the view's is this, made sure of
+            file.unlink()
         replica.gateway.start()
         until(lambda: up(replica), "it listens")
         assert teach() == first

@@ -8,8 +8,9 @@ import asyncio
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
@@ -52,7 +53,7 @@ class Clients:
                 tasks.create_task(self._work(enough))
 
     async def run_at(self, rate: float, seconds: float) -> None:
-        """So many exchanges per second, each with feedback on it, whether earlier ones were answered or not."""
+        """So many exchanges per second, each with feedback on it, whether earlier ones have ended or not."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         async with asyncio.TaskGroup() as tasks:
@@ -67,67 +68,65 @@ class Clients:
     async def _exchange(self) -> None:
         number = next(self._numbers)
         chat = self._streamed if number % 2 else self._whole
-        completion_id = await chat(f"prompt {number}")
+        completion_id = await self._noted(chat(f"prompt {number}"))
         if completion_id is None:
             await asyncio.sleep(PAUSE_S)
             return
-        while not await self._correct(completion_id, f"text {number}"):
+        while await self._noted(self._correct(completion_id, f"text {number}")) is None:  # noqa: ASYNC110
             await asyncio.sleep(PAUSE_S)
 
-    async def _whole(self, prompt: str) -> str | None:
+    async def _noted(self, call: Coroutine[Any, Any, str]) -> str | None:
+        """What a call gave; None, and the reason in the ledger, when it was not acknowledged."""
+        self.ledger.calls += 1
         try:
-            async with self._chat(prompt, stream=False) as reply:
-                if reply.status != 200 or reply.headers.get("x-captured") != "true":
-                    return self._failed(f"chat {reply.status}")
-                completion_id = str((await reply.json())["id"])
-        except aiohttp.ClientError as error:
-            return self._failed(f"chat {type(error).__name__}")
+            return await call
+        except aiohttp.ClientResponseError as error:
+            why = f"{error.status}"
+        except (aiohttp.ClientError, TimeoutError) as error:
+            why = type(error).__name__
+        self.ledger.failures[why] += 1
+        return None
+
+    async def _whole(self, prompt: str) -> str:
+        async with self._chat(prompt, stream=False) as reply:
+            _captured(reply)
+            completion_id = str((await reply.json())["id"])
         self.ledger.opened[completion_id] = prompt
         self.ledger.closed.add(completion_id)
         return completion_id
 
-    async def _streamed(self, prompt: str) -> str | None:
-        completion_id = None
-        try:
-            async with self._chat(prompt, stream=True) as reply:
-                if reply.status != 200 or reply.headers.get("x-captured") != "true":
-                    return self._failed(f"stream {reply.status}")
-                async for line in reply.content:
-                    if line == b"data: [DONE]\n" and completion_id is not None:
-                        self.ledger.closed.add(completion_id)
-                        return completion_id
-                    if line.startswith(b"data: {"):
-                        event = json.loads(line.removeprefix(b"data: "))
-                        if "error" in event:
-                            return self._failed("stream error event")
-                        completion_id = str(event["id"])
-                        self.ledger.opened[completion_id] = prompt
-        except aiohttp.ClientError as error:
-            return self._failed(f"stream {type(error).__name__}")
-        return self._failed("stream without an end")
+    async def _streamed(self, prompt: str) -> str:
+        async with self._chat(prompt, stream=True) as reply:
+            _captured(reply)
+            async for line in reply.content:
+                if line.startswith(b"data: {"):
+                    event = json.loads(line.removeprefix(b"data: "))
+                    if "error" in event:
+                        raise aiohttp.ClientPayloadError(str(event))
+                    completion_id = str(event["id"])
+                    self.ledger.opened[completion_id] = prompt
+                elif line.startswith(b"data: [DONE]"):
+                    self.ledger.closed.add(completion_id)
+                    return completion_id
+        raise aiohttp.ClientPayloadError("a stream without an end")
 
-    async def _correct(self, completion_id: str, text: str) -> bool:
+    async def _correct(self, completion_id: str, text: str) -> str:
         body = {"completion_id": completion_id, "kind": "correction", "text": text}
-        self.ledger.calls += 1
-        try:
-            url, headers = f"{self._url}/v1/feedback", {"idempotency-key": text}
-            async with self._session.post(url, json=body, headers=headers) as reply:
-                if reply.status != 202:
-                    return bool(self._failed(f"feedback {reply.status}"))
-                self.ledger.given[str((await reply.json())["id"])] = (completion_id, text)
-        except aiohttp.ClientError as error:
-            return bool(self._failed(f"feedback {type(error).__name__}"))
-        return True
+        url, headers = f"{self._url}/v1/feedback", {"idempotency-key": text}
+        async with self._session.post(url, json=body, headers=headers) as reply:
+            reply.raise_for_status()
+            feedback_id = str((await reply.json())["id"])
+        self.ledger.given[feedback_id] = (completion_id, text)
+        return feedback_id
 
     def _chat(self, prompt: str, *, stream: bool) -> "aiohttp.client._RequestContextManager":
         self.ledger.asked.add(prompt)
-        self.ledger.calls += 1
-        body = {
-            "model": "apprentice",
-            "messages": [{"role": "user", "content": prompt}],
-            "stream": stream,
-        }
+        messages = [{"role": "user", "content": prompt}]
+        body = {"model": "apprentice", "messages": messages, "stream": stream}
         return self._session.post(f"{self._url}/v1/chat/completions", json=body)
 
-    def _failed(self, why: str) -> None:
-        self.ledger.failures[why] += 1
+
+def _captured(reply: aiohttp.ClientResponse) -> None:
+    reply.raise_for_status()
+    if reply.headers.get("x-captured") != "true":
+        raise aiohttp.ClientPayloadError("answered, and not captured")

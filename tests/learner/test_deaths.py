@@ -54,10 +54,7 @@ def lessons(place: Place) -> tuple[Counter[str], list[RoundEnded]]:
     """How many rounds that ended took each piece of feedback, and all ends of rounds in the log."""
     buffer = place.open()
     taken = Counter(
-        feedback_id
-        for r in buffer.view.rounds()
-        if r.ended is not None
-        for feedback_id in r.planned.lessons
+        feedback_id for r in buffer.view.rounds() if r.ended is not None for feedback_id in r.planned.lessons
     )
     payloads = [r.payload() for r in buffer.log.read({}, limit=10_000)[0]]
     buffer.close()
