@@ -91,6 +91,11 @@ class Broker:
             time.sleep(0.05)
         raise RuntimeError(f"the broker did not start: {log.read_text()[-2000:]}")
 
+    @property
+    def alive(self) -> bool:
+        """Whether it was started and not killed since."""
+        return self._process is not None
+
     def kill(self) -> None:
         """SIGKILL, as a crash."""
         if self._process is not None:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.faults.replica import brokers, own_topics
 from tests.faults.scenarios import Figures, kill_everything, take_the_broker_away
 
 
@@ -23,20 +24,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     right = True
-    with tempfile.TemporaryDirectory(prefix="apprentice-faults-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="apprentice-faults-") as scratch,
+        tempfile.TemporaryDirectory(prefix="apprentice-brokers-") as data,
+        brokers(given.brokers, Path(data)) as cluster,
+    ):
         if given.records:
+            place = Path(scratch, "kills")
             figures = kill_everything(
-                Path(scratch, "kills"),
-                records=given.records,
-                kills=given.kills,
-                seed=given.seed,
-                broker_count=given.brokers,
+                place, cluster, records=given.records, kills=given.kills, seed=given.seed
             )
             right &= show("everything is killed at random", figures)
         if given.outage:
-            figures = take_the_broker_away(
-                Path(scratch, "outage"), seconds=given.outage, rate=given.rate, broker_count=given.brokers
-            )
+            place = Path(scratch, "outage")
+            figures = take_the_broker_away(place, own_topics(cluster), seconds=given.outage, rate=given.rate)
             right &= show("no broker", figures) and not figures.ledger.failures
     return 0 if right else 1
 

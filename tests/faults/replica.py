@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,9 @@ PATIENCE_S = 120.0
 
 class Victim(Protocol):
     """What can be killed without a word, and started again."""
+
+    @property
+    def alive(self) -> bool: ...
 
     def kill(self) -> None: ...
 
@@ -58,6 +62,11 @@ class Child:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was started and not killed since."""
+        return self._process is not None
 
     @property
     def pid(self) -> int:
@@ -127,12 +136,13 @@ class Replica:
         self.close()
 
 
-@contextlib.contextmanager
-def brokers(count: int, directory: Path) -> Iterator[tuple[BufferConfig, list[Victim]]]:
-    """A log on so many real brokers: its settings, and the brokers to kill.
+Cluster = tuple[BufferConfig, list[Victim]]
+"""A log on real brokers: its settings, and the brokers to kill."""
 
-    Raises `LookupError` where there are no brokers to start.
-    """
+
+@contextlib.contextmanager
+def brokers(count: int, directory: Path) -> Iterator[Cluster]:
+    """So many of them. Raises `LookupError` where there are none to start."""
     home = kafka_home()
     if home is None:
         raise LookupError("KAFKA_HOME names no download of Apache Kafka")
@@ -141,6 +151,13 @@ def brokers(count: int, directory: Path) -> Iterator[tuple[BufferConfig, list[Vi
     with Broker(home, directory) as broker:
         kafka = {"bootstrap_servers": [broker.bootstrap], "partitions": 3}
         yield BufferConfig.model_validate({"backend": "kafka", "kafka": kafka}), [broker]
+
+
+def own_topics(cluster: Cluster) -> Cluster:
+    """The same brokers with topics that nobody has used."""
+    buffer, victims = cluster
+    kafka = buffer.kafka.model_copy(update={"topic_prefix": f"test-{uuid.uuid4().hex[:8]}."})
+    return buffer.model_copy(update={"kafka": kafka}), victims
 
 
 def _toml(buffer: BufferConfig, directory: Path, port: int, settings: str) -> str:

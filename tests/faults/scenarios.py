@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from tests.faults.audit import PATIENCE_S, Findings, audit, drained
-from tests.faults.replica import Replica, Victim, brokers
+from tests.faults.replica import Cluster, Replica, Victim
 from tests.faults.traffic import Clients, Ledger
 
 
@@ -30,16 +30,14 @@ class Figures:
 
 
 def kill_everything(
-    directory: Path, *, records: int, kills: int, seed: int, broker_count: int = 1, workers: int = 8
+    directory: Path, cluster: Cluster, *, records: int, kills: int, seed: int, workers: int = 8
 ) -> Figures:
     """Clients at full speed, while gateway, relay and broker are killed `kills` times each and started again.
 
     When each dies is drawn from `seed`, in terms of the records that have been acknowledged by then.
     """
-    with (
-        brokers(broker_count, _made(directory / "broker")) as (buffer, victims),
-        Replica(directory / "replica", buffer) as replica,
-    ):
+    buffer, victims = cluster
+    with Replica(directory / "replica", buffer) as replica:
         ledger = Ledger()
         named: dict[str, Victim] = {"gateway": replica.gateway, "relay": replica.relay}
         named |= {f"broker {number}" if number else "broker": one for number, one in enumerate(victims)}
@@ -67,12 +65,10 @@ def kill_everything(
     return Figures(ledger, found, done, seconds, drain_s)
 
 
-def take_the_broker_away(directory: Path, *, seconds: float, rate: float, broker_count: int = 1) -> Figures:
+def take_the_broker_away(directory: Path, cluster: Cluster, *, seconds: float, rate: float) -> Figures:
     """Clients at a steady rate of requests while there is no broker for so long; then it comes back."""
-    with (
-        brokers(broker_count, _made(directory / "broker")) as (buffer, victims),
-        Replica(directory / "replica", buffer) as replica,
-    ):
+    buffer, victims = cluster
+    with Replica(directory / "replica", buffer) as replica:
         ledger = Ledger()
         for victim in victims:
             victim.kill()
@@ -119,8 +115,3 @@ def _drain(replica: Replica) -> float:
     while not drained(replica.state) and time.monotonic() - began < 20 * PATIENCE_S:
         time.sleep(0.1)
     return time.monotonic() - began
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True)
-    return directory
