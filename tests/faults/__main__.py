@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.faults.replica import brokers, own_topics
 from tests.faults.scenarios import Figures, kill_everything, take_the_broker_away
+from tests.kafka_broker import kafka_home
 
 
 def main() -> int:
@@ -23,6 +24,8 @@ def main() -> int:
     parser.add_argument("--brokers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
+    if kafka_home() is None:
+        parser.error("set KAFKA_HOME to an unpacked Apache Kafka 4 download, with java 17 on the PATH")
     right = True
     with (
         tempfile.TemporaryDirectory(prefix="apprentice-faults-") as scratch,
