@@ -1,6 +1,6 @@
 # `make` lists what there is. Everything lives in .venv and in the state directory; nothing outside changes.
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test check clean
+.PHONY: help install up demo test faults check clean
 BIN := .venv/bin
 STATE := $(or $(APPRENTICE_STATE),.apprentice)
 
@@ -20,6 +20,11 @@ demo: install  ## teach eight facts to the server that `make up` runs, and show 
 test:  ## install with the tests' tools and run all tests
 	@./deploy/install.sh test
 	$(BIN)/python -m pytest $(ARGS)
+
+faults:  ## kill, starve and cut off everything for about half an hour, and count what was lost (Java 17, KAFKA_HOME)
+	@./deploy/install.sh test
+	$(BIN)/python -m pytest -m long $(ARGS)
+	$(BIN)/python -m tests.faults
 
 check:  ## lint, formatting, types
 	@./deploy/install.sh test

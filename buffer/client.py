@@ -6,13 +6,14 @@ makes this process's own exchanges and feedback visible in its view at once.
 
 import logging
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from buffer.log import Log, LogUnavailable
-from buffer.records import Payload, Record, Stream
+from buffer.records import STREAMS, Payload, Record, Stream
 from buffer.view import View
 
 logger = logging.getLogger(__name__)
@@ -22,17 +23,43 @@ RETRY_S = 2.0
 
 
 class Buffer:
-    """`on_news` is called on the follower's thread with the payloads of each batch applied to the view."""
+    """`on_news` is called on the follower's thread with the payloads of each batch applied to the view.
 
-    def __init__(self, log: Log, view: View, on_news: Callable[[list[Payload]], None] | None = None) -> None:
+    `clock` gives the time, which may jump.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        view: View,
+        on_news: Callable[[list[Payload]], None] | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self.log = log
         self.view = view
         self._on_news = on_news
+        self._clock = clock
         self._stopping = threading.Event()
         self._awaited: dict[str, Future[None]] = {}
-        self._clock = threading.Lock()
-        self._latest = datetime.min.replace(tzinfo=UTC)
+        self._ticking = threading.Lock()
+        ends = [last.time for stream in STREAMS if (last := log.last(stream)) is not None]
+        # a log keeps milliseconds, so the last record may be up to one older than what was given out for it
+        self._latest = max(ends, default=datetime.min.replace(tzinfo=UTC)) + timedelta(milliseconds=1)
         self._follower = threading.Thread(target=self._follow, name="buffer-follower", daemon=True)
+
+    def recall(self) -> None:
+        """Bring what earlier processes appended here into the view, before it comes back from a broker.
+
+        An acknowledgement of theirs is so kept from the first moment: the same Idempotency-Key, say.
+        """
+        streams: tuple[Stream, ...] = ("exchanges", "feedback")
+        for stream in streams:
+            if (last := self.log.last(stream)) is None:
+                continue
+            after = self.view.all_seen(last.source, stream)
+            while records := self.log.appended(stream, after):
+                self.view.absorb([one for one in records if not self.view.knows(one.id)])
+                after = records[-1].sequence
 
     def start(self) -> None:
         """Bring the view up to the log's present end, then keep following it. Raises `LogUnavailable`."""
@@ -49,7 +76,7 @@ class Buffer:
 
         Raises through the future what `Log.append` raises.
         """
-        time = self._now()
+        time = self.now()
         return self.append(
             [
                 Record.of(p, time=time, randomness=os.urandom(10), partition_key=partition_key)
@@ -62,7 +89,7 @@ class Buffer:
 
         For whoever must build on its own control or rounds record. While a broker is away that takes as long.
         """
-        record = Record.of(payload, time=self._now(), randomness=os.urandom(10))
+        record = Record.of(payload, time=self.now(), randomness=os.urandom(10))
         decided = self._awaited[record.id] = Future()
 
         def refused(done: Future[None]) -> None:
@@ -78,8 +105,8 @@ class Buffer:
 
         After a restart, a predecessor's records may still be on their way to a broker.
         """
-        source, sequence = self.log.last(stream)
-        return self.view.seen(source, stream) >= sequence
+        last = self.log.last(stream)
+        return last is None or self.view.seen(last.source, stream) >= last.sequence
 
     def append(self, records: Sequence[Record]) -> Future[None]:
         """Append ready-made records (tombstones, say); else as `write`."""
@@ -87,13 +114,15 @@ class Buffer:
         visible.set_running_or_notify_cancel()
 
         def on_disk(done: Future[None]) -> None:
-            try:
-                done.result()
-                self.view.absorb(records)
-            except BaseException as error:
+            if (error := done.exception()) is not None:
                 visible.set_exception(error)
-            else:
-                visible.set_result(None)
+                return
+            try:
+                self.view.absorb(records)
+            except sqlite3.Error as failure:
+                # It is on disk, which is what counts. The follower brings it into the view in time.
+                logger.warning("what was appended cannot be seen yet: %s", failure)
+            visible.set_result(None)
 
         self.log.append(records).add_done_callback(on_disk)
         return visible
@@ -106,10 +135,14 @@ class Buffer:
         self.log.close()
         self.view.close()
 
-    def _now(self) -> datetime:
-        """The time, never earlier than before: clocks are set back, and feedback is read in its order."""
-        with self._clock:
-            self._latest = max(self._latest, datetime.now(UTC))
+    def now(self) -> datetime:
+        """The time, later than any before, and than all that was appended here.
+
+        Ids and records are read in its order, and clocks are set back. After one that was far ahead, this one
+        stays there until it is caught up with.
+        """
+        with self._ticking:
+            self._latest = max(self._latest + timedelta(microseconds=1), self._clock())
             return self._latest
 
     def _follow(self) -> None:

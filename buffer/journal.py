@@ -132,9 +132,14 @@ class Journal:
         last = self.query("SELECT seq FROM sqlite_sequence WHERE name = 'records'")
         return {stream: {0: last[0][0] + 1 if last else 1} for stream in STREAMS}
 
-    def last(self, stream: Stream) -> tuple[str, int]:
-        found = self.query("SELECT seq FROM records WHERE stream = ? ORDER BY seq DESC LIMIT 1", (stream,))
-        return self.source, found[0][0] if found else 0
+    def last(self, stream: Stream) -> Record | None:
+        sql = f"SELECT {COLUMNS} FROM records WHERE stream = ? ORDER BY seq DESC LIMIT 1"  # noqa: S608
+        found = self.query(sql, (stream,))
+        return self.record(found[0]) if found else None
+
+    def appended(self, stream: Stream, after: int, limit: int = 500) -> list[Record]:
+        sql = f"SELECT {COLUMNS} FROM records WHERE seq > ? AND stream = ? ORDER BY seq LIMIT ?"  # noqa: S608
+        return [self.record(row) for row in self.query(sql, (after, stream, limit))]
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a SELECT, from a connection of its own: it never waits for a commit."""

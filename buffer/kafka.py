@@ -73,8 +73,11 @@ class KafkaLog:
         with self._reachable() as consumer:
             return self._positions(consumer.end_offsets(list(self._at), timeout_ms=10_000))
 
-    def last(self, stream: Stream) -> tuple[str, int]:
+    def last(self, stream: Stream) -> Record | None:
         return self.journal.last(stream)
+
+    def appended(self, stream: Stream, after: int, limit: int = 500) -> list[Record]:
+        return self.journal.appended(stream, after, limit)
 
     def close(self) -> None:
         with self._lock:

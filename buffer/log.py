@@ -76,11 +76,15 @@ class Log(Protocol):
         """The positions after the last record of every partition. Raises `LogUnavailable`."""
         ...
 
-    def last(self, stream: Stream) -> tuple[str, int]:
-        """Source and sequence of the last record of a stream that was appended here; 0 before any.
+    def last(self, stream: Stream) -> Record | None:
+        """The last record of a stream that was appended here, None before any.
 
         Behind a relay it may not have come back through `read` yet.
         """
+        ...
+
+    def appended(self, stream: Stream, after: int, limit: int = 500) -> list[Record]:
+        """What was appended here to a stream behind sequence `after`, in order, but for what was pruned."""
         ...
 
     def close(self) -> None:

@@ -54,9 +54,13 @@ class MemoryLog:
         self._refuse_closed()
         return {stream: {0: len(self._records) + 1} for stream in STREAMS}
 
-    def last(self, stream: Stream) -> tuple[str, int]:
+    def last(self, stream: Stream) -> Record | None:
         with self._changed:
-            return self.source, max((r.sequence for r in self._records if r.stream == stream), default=0)
+            return next((r for r in reversed(self._records) if r.stream == stream), None)
+
+    def appended(self, stream: Stream, after: int, limit: int = 500) -> list[Record]:
+        with self._changed:
+            return [r for r in self._records[after:] if r.stream == stream][:limit]
 
     def close(self) -> None:
         with self._changed:

@@ -24,17 +24,19 @@ Positions = dict[str, dict[int, int]]
 
 
 def uuid7(time: datetime, randomness: bytes) -> str:
-    """A UUIDv7 (RFC 9562, 5.7) as 32 hex digits: 48 bits of milliseconds, then 74 random bits.
+    """A UUIDv7 (RFC 9562, 5.7 and 6.2) as 32 hex digits, in the order of their times to the microsecond.
 
-    `randomness` is 10 bytes, as from `os.urandom(10)`.
+    48 bits of milliseconds, 12 of their fraction, then 62 random ones. `randomness` is at least 8 bytes.
     """
-    if len(randomness) != 10:
-        raise ValueError("uuid7 needs exactly 10 bytes of randomness")
-    milliseconds = (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
-    head = (milliseconds & (1 << 48) - 1).to_bytes(6, "big")
-    body = bytearray(randomness)
-    body[0] = 0x70 | body[0] & 0x0F
-    body[2] = 0x80 | body[2] & 0x3F
+    if len(randomness) < 8:
+        raise ValueError("uuid7 needs 8 bytes of randomness")
+    microseconds = (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    milliseconds, rest = divmod(microseconds, 1000)
+    head = (milliseconds & (1 << 48) - 1).to_bytes(6, "big") + (0x7000 | rest * 4096 // 1000).to_bytes(
+        2, "big"
+    )
+    body = bytearray(randomness[:8])
+    body[0] = 0x80 | body[0] & 0x3F
     return (head + bytes(body)).hex()
 
 
@@ -356,9 +358,10 @@ class Record:
 
     @classmethod
     def of(cls, payload: Payload, *, time: datetime, randomness: bytes, partition_key: str = "") -> Self:
-        """Envelope `payload`, minting its UUIDv7 id from `time` and 10 bytes of `randomness`."""
+        """Envelope `payload`, minting its UUIDv7 id from `time` and `randomness` (at least 8 bytes)."""
         data = payload.model_dump_json(exclude_defaults=True).encode()
-        return cls(payload.stream, payload.type, uuid7(time, randomness), time, data, partition_key)
+        kept = time.replace(microsecond=time.microsecond // 1000 * 1000)  # as every log keeps it
+        return cls(payload.stream, payload.type, uuid7(time, randomness), kept, data, partition_key)
 
     def tombstone(self, time: datetime) -> "Record":
         """The record that erases this one: same stream, id and partition key, no data."""

@@ -146,6 +146,20 @@ class View:
         )
         return int(row[0] or 0)
 
+    def all_seen(self, source: str, stream: str) -> int:
+        """The sequence up to which everything of one source's in a stream has certainly been applied."""
+        row = self._row(
+            "SELECT min(coalesce(w.sequence, 0)) FROM positions p LEFT JOIN watermarks w"
+            " ON w.stream = p.stream AND w.partition = p.partition AND w.source = ? WHERE p.stream = ?",
+            source,
+            stream,
+        )
+        return int(row[0] or 0)
+
+    def knows(self, record_id: str) -> bool:
+        """Whether a record about an exchange or a piece of feedback has been applied."""
+        return self._row("SELECT 1 FROM records WHERE record_id = ?", record_id) is not None
+
     def apply(self, records: Sequence[Record], positions: Positions) -> list[Payload]:
         """Apply what was read from the log and remember how far. Returns the payloads that were new."""
         with self._transaction():

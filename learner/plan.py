@@ -1,11 +1,12 @@
-"""What the next round is, or why there is none yet. Pure: the view's facts and the clock come in.
+"""What the next round is, or why there is none yet. Pure: the view's facts and the clocks come in.
 
 A round starts at `start_at` accepted pieces of feedback, or `start_after_s` seconds after the last one when
 any wait, or on request; it continues from the live policy, so it waits for a release that is on its way.
 """
 
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -48,20 +49,46 @@ class Step:
     tokens: int = 0
 
 
+class Quiet:
+    """How long no feedback has come, whatever happens to the clocks of those who record it and our own.
+
+    A piece came between the look before it was first seen and that one: so much its own time may say, and
+    from then on the steady clock counts. `wall` gives Unix seconds, `steady` seconds that never jump.
+    """
+
+    def __init__(
+        self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._wall, self._steady = wall, steady
+        self._looked = self._since = float("-inf")
+        self._seen: set[str] = set()
+
+    def __call__(self, pending: Sequence[Feedback]) -> float:
+        """Seconds since the latest of those that wait came; to be asked at every look, even if none does."""
+        now, wall = self._steady(), self._wall()
+        for one in pending:
+            if one.feedback_id not in self._seen:
+                came = max(now - max(wall - one.received, 0.0), self._looked)
+                self._since = max(self._since, came)
+        self._seen, self._looked = {one.feedback_id for one in pending}, now
+        return now - self._since
+
+
 def plan_round(
     feedback: Sequence[Feedback],
     rounds: Sequence[Round],
     lineage: Lineage,
     requests: Sequence[RoundRequested],
     *,
-    now: float,
+    quiet: Callable[[Sequence[Feedback]], float],
     config: LearnerConfig,
 ) -> Plan | Waiting:
-    """Decide from all feedback (oldest first), all rounds and the open requests. `now` is in Unix seconds."""
+    """Decide from all feedback (oldest first), all rounds, the open requests, and how long it is `Quiet`."""
     wanted = {"accepted", *(status for request in requests for status in request.include)}
     pending = [f for f in feedback if f.fate.status in wanted and not f.rehearsed]
+    quiet_s = quiet(pending)
     if not requests:
-        why = _why_not_yet(pending, rounds, now, config)
+        why = _why_not_yet(pending, rounds, quiet_s, config)
         if why is not None:
             return Waiting(why)
     coming = on_its_way(rounds, lineage)
@@ -113,7 +140,7 @@ def failures_in_a_row(rounds: Sequence[Round]) -> int:
 
 
 def _why_not_yet(
-    pending: Sequence[Feedback], rounds: Sequence[Round], now: float, config: LearnerConfig
+    pending: Sequence[Feedback], rounds: Sequence[Round], quiet_s: float, config: LearnerConfig
 ) -> str | None:
     if not pending:
         return "nothing to learn: no accepted feedback is waiting"
@@ -122,7 +149,6 @@ def _why_not_yet(
             f"the last {MAX_FAILURES} rounds failed; see their reasons, then ask for one with"
             " POST /v1/learning/rounds"
         )
-    quiet_s = now - pending[-1].received
     if len(pending) < config.start_at and quiet_s < config.start_after_s:
         return (
             f"{len(pending)} of {config.start_at} pieces of feedback are there; a round starts with these"

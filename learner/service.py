@@ -5,12 +5,11 @@ finds the open round in the view and runs that same round again.
 """
 
 import logging
-import random
+import secrets
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from buffer.client import Buffer
@@ -22,7 +21,7 @@ from learner.gate import Evaluation, full
 from learner.lessons import Limits, triage
 from learner.measure import Reference
 from learner.model import Model
-from learner.plan import Plan, Step, Waiting, plan_round
+from learner.plan import Plan, Quiet, Step, Waiting, plan_round
 from learner.reporter import Reporter
 from learner.round import LessonGone, Round
 
@@ -39,7 +38,7 @@ class Stopped(Exception):
 
 @dataclass
 class Service:
-    """One learner over one buffer. `clock` gives Unix seconds."""
+    """One learner over one buffer. `seed` gives each round's 31 bits of randomness."""
 
     buffer: Buffer
     model: Model
@@ -52,7 +51,8 @@ class Service:
     reporter: Reporter
     stopping: threading.Event
     templates: Templates = DEFAULT
-    clock: Callable[[], float] = time.time
+    quiet: Quiet = field(default_factory=Quiet)
+    seed: Callable[[], int] = lambda: secrets.randbits(31)
     _settled: bool = False
     """Whether all that this or an earlier process decided here has come back: before, a round that was
     planned already could be planned again."""
@@ -91,7 +91,7 @@ class Service:
             rounds,
             view.lineage(),
             view.requests(),
-            now=self.clock(),
+            quiet=self.quiet,
             config=self.config,
         )
         if isinstance(plan, Waiting):
@@ -123,7 +123,7 @@ class Service:
             lessons=list(plan.lessons),
             replay=list(plan.replay),
             requests=list(plan.requests),
-            seed=random.SystemRandom().getrandbits(31),
+            seed=self.seed(),
             base=self.model.digest,
             config=self.config.model_dump(mode="json"),
             templates=self.templates.model_dump(),

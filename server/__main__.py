@@ -94,6 +94,7 @@ async def serve(settings: Settings, model: Path) -> None:
     news.listen()
     log = open_log(settings.shared, settings.buffer, name="server")
     buffer = Buffer(log, View(state / "server" / "view.db"), news.tell)
+    await asyncio.to_thread(buffer.recall)
     alias = settings.shared.alias
     engine = Engine(settings.engine, model=model, alias=alias, state_dir=state)
     base = await asyncio.to_thread(base_digest, model)

@@ -22,7 +22,7 @@ from buffer.log import BufferError
 from buffer.records import ExchangeClosed, ExchangeOpened, Record
 from server import sse, translate
 from server.errors import ServerError
-from server.gateway import Gateway, new_uuid, read_json
+from server.gateway import Gateway, read_json
 from server.identity import PREFIXES, Endpoint, Principal, conversation_of
 from server.next_turn import NextTurns
 from server.problems import problem
@@ -82,13 +82,15 @@ class Answer(Response):
         self._reply_headers: dict[str, str] = {}
         self._ending = False
         """The last piece is on its way, so a connection that closes now is no client that left."""
+        self._captures = call.store
         self._transcript = Transcript(call.endpoint)
         self._conversation = conversation_of(principal.name, call.request)
-        uuid = new_uuid()
+        uuid = gateway.new_uuid()
+        self._plain_id = f"{PREFIXES[call.endpoint]}-{uuid}"
         self._id = (
             gateway.receipts.mint(call.endpoint, uuid, principal.name, self._conversation)
             if call.store
-            else f"{PREFIXES[call.endpoint]}-{uuid}"
+            else self._plain_id
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,8 +135,7 @@ class Answer(Response):
                     return await self._stream(answer, version, send)
                 whole = from_json(await answer.read())
         self._transcript.add(whole)
-        if call.store:
-            await self._gateway.append([self._opened(version), self._closed("complete")])
+        if call.store and await self._recorded([self._opened(version), self._closed("complete")]):
             gateway.metrics.captures.labels("complete").inc()
             self._next_turns.notice(self._principal, self._conversation, call.request)
         shown = reply(call, whole, self._id)
@@ -143,9 +144,8 @@ class Answer(Response):
         return "ok"
 
     async def _stream(self, answer: ClientResponse, version: int, send: Send) -> str:
-        if self._call.store:
-            # The engine is already at work on the prompt, so this costs the first token nothing.
-            await self._gateway.append([self._opened(version)])
+        # The engine is already at work on the prompt, so this costs the first token nothing.
+        if self._call.store and await self._recorded([self._opened(version)]):
             self._next_turns.notice(self._principal, self._conversation, self._call.request)
         headers = {**self._reply_headers, **_STREAM_HEADERS}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -160,7 +160,7 @@ class Answer(Response):
             self._capture_without_waiting("failed", error.message)
             await self._finish(send, sse.event(problem(error)[1]))
             return error.code
-        if self._call.store and (lost := await self._capture()) is not None:
+        if self._captures and (lost := await self._capture()) is not None:
             await self._finish(send, sse.event(problem(lost)[1]))
             return lost.code
         await self._finish(send, sse.DONE)
@@ -199,6 +199,23 @@ class Answer(Response):
         closed: ExchangeClosed = self._transcript.closed(self._id, status, self._call.sampling, error)
         return self._gateway.record(closed, self._conversation)
 
+    async def _recorded(self, records: list[Record]) -> bool:
+        """Whether an exchange's first records are on disk. Where it may, it goes on as if not stored.
+
+        Raises `BufferError`.
+        """
+        try:
+            await self._gateway.append(records)
+        except BufferError as error:
+            if not self._gateway.config.serve_uncaptured:
+                hint = f"{error.hint or 'try again'}; meanwhile ask with store: false"
+                raise type(error)(str(error), hint) from error
+            logger.warning("answering without a record: %s", error)
+            self._gateway.metrics.uncaptured.labels(error.code).inc()
+            self._captures, self._id = False, self._plain_id  # what is no receipt must not look like one
+            self._reply_headers["x-captured"] = "false"
+        return self._captures
+
     async def _capture(self) -> BufferError | None:
         """Write the end of a complete stream; the error if that failed."""
         try:
@@ -213,7 +230,7 @@ class Answer(Response):
 
     def _capture_without_waiting(self, status: Literal["aborted", "failed"], error: str = "") -> None:
         """For a client that is no longer there to wait, or whose stream is broken in any case."""
-        if not self._call.store:
+        if not self._captures:
             return
         metrics = self._gateway.metrics
 

@@ -38,6 +38,9 @@ class ServerConfig(Table):
     """Of a correction's text and of anything else that is taught."""
     follow_ups: bool = True
     """Record a user's next turn as feedback where it corrects the answer before it."""
+    serve_uncaptured: bool = False
+    """Where the log cannot take an exchange (a full disk, say), answer without recording it, and say
+    `x-captured: false`, instead of 503. Feedback is refused all the same."""
     drain_s: float = Field(30.0, ge=0)
     """How long a stopping server lets running answers finish."""
 

@@ -1,8 +1,6 @@
 """`/v1/feedback`: corrections and the like come in, and what became of them is told."""
 
 import asyncio
-import os
-from datetime import UTC, datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -11,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic_core import from_json
 
 from buffer.fate import Status
-from buffer.records import ExchangeOpened, FeedbackGiven, FeedbackWithdrawn, Record, uuid7
+from buffer.records import ExchangeOpened, FeedbackGiven, FeedbackWithdrawn
 from buffer.teacher import teacher_messages
 from buffer.view import Feedback
 from server import lessons
@@ -165,22 +163,14 @@ class Desk:
         items = lessons.parse(body, gateway.config.max_feedback_chars)
         for item in items:
             await self._check(principal, item)
-        now, body_digest = datetime.now(UTC), lessons.digest(body)
-        payloads = [
-            item.given(_feedback_id(now, i), principal.name, idempotency_key=one, body_digest=body_digest)
-            for i, (item, one) in enumerate(zip(items, lessons.keys_of(key, len(items)), strict=True))
+        body_digest = lessons.digest(body)
+        payloads = [  # their ids sort in the array's order: among corrections of one question the last counts
+            item.given(
+                f"fb-{gateway.new_uuid()}", principal.name, idempotency_key=one, body_digest=body_digest
+            )
+            for item, one in zip(items, lessons.keys_of(key, len(items)), strict=True)
         ]
-        await gateway.append(
-            [
-                Record.of(
-                    payload,
-                    time=now,
-                    randomness=os.urandom(10),
-                    partition_key=self._key_of(payload, principal.name),
-                )
-                for payload in payloads
-            ]
-        )
+        await gateway.append([gateway.record(p, self._key_of(p, principal.name)) for p in payloads])
         for payload in payloads:
             gateway.metrics.feedback.labels(payload.kind).inc()
         return [payload.feedback_id for payload in payloads]
@@ -229,9 +219,3 @@ class Desk:
 def _asked(opened: ExchangeOpened) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = opened.request.get("messages", [])
     return messages
-
-
-def _feedback_id(now: datetime, index: int) -> str:
-    """Ids of one array sort in its order: among corrections of one question the last one counts."""
-    randomness = index.to_bytes(2, "big") + os.urandom(8)
-    return f"fb-{uuid7(now, randomness)}"

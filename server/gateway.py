@@ -5,14 +5,13 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from fastapi import Request
 from pydantic_core import from_json
 
 from buffer.client import Buffer
-from buffer.log import LogUnavailable
+from buffer.log import BufferError, LogUnavailable
 from buffer.records import AliasMoved, Payload, Record, uuid7
 from buffer.teacher import DEFAULT, Templates
 from buffer.view import Alias
@@ -93,14 +92,24 @@ class Gateway:
 
     async def append(self, records: Sequence[Record]) -> None:
         """Append ready-made records. They stay appended if the caller is cancelled meanwhile."""
+        writable = self.metrics.log_writable
         with self.metrics.timed(self.metrics.append_seconds):
-            await asyncio.wrap_future(self.buffer.append(records))
+            try:
+                await asyncio.wrap_future(self.buffer.append(records))
+            except BufferError:
+                writable.set(0)
+                raise
+        writable.set(1)
 
     def record(self, payload: Payload, partition_key: str) -> Record:
         """Envelope a payload, cut down to the log's limit where it is an exchange's."""
         return transcript.to_record(
-            payload, time=datetime.now(UTC), randomness=os.urandom(10), partition_key=partition_key
+            payload, time=self.buffer.now(), randomness=os.urandom(10), partition_key=partition_key
         )
+
+    def new_uuid(self) -> str:
+        """Sorts behind every earlier one that was made here."""
+        return uuid7(self.buffer.now(), os.urandom(8))
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until the view says so. Raises `LogUnavailable` when it does not in `CONFIRM_S`."""
@@ -187,7 +196,3 @@ async def read_json(request: Request) -> Any:
         raise RequestRefused(
             f"the body is not valid JSON: {error}", "send a JSON object in UTF-8", code="invalid_json"
         ) from None
-
-
-def new_uuid() -> str:
-    return uuid7(datetime.now(UTC), os.urandom(10))

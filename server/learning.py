@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from buffer.records import LearningSwitched, RoundRequested
 from buffer.view import Alias, Round
 from server.errors import RequestRefused
-from server.gateway import Gateway, new_uuid, no_policy
+from server.gateway import Gateway, no_policy
 
 SILENT_AFTER_S = 60
 """A learner reports more often than this, whatever it does."""
@@ -46,7 +46,9 @@ def learning_router(gateway: Gateway) -> APIRouter:
     async def ask_for_round(request: Request, wanted: RoundWanted | None = None) -> dict[str, Any]:
         by = gateway.admin(request)
         asked = RoundRequested(
-            request_id=f"round-request-{new_uuid()}", by=by.name, include=wanted.include if wanted else []
+            request_id=f"round-request-{gateway.new_uuid()}",
+            by=by.name,
+            include=wanted.include if wanted else [],
         )
         await gateway.write([asked])
         return {"id": asked.request_id, "object": "round.requested", "include": asked.include}

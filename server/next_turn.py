@@ -11,7 +11,7 @@ from typing import Any
 from buffer.hints import is_correction
 from buffer.records import FeedbackGiven
 from server import lessons
-from server.gateway import Gateway, new_uuid
+from server.gateway import Gateway
 from server.identity import Principal
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class NextTurns:
             known = await asyncio.to_thread(gateway.buffer.view.feedback_by_key, principal.name, key)
             if known is None:
                 given = FeedbackGiven(
-                    feedback_id=f"fb-{new_uuid()}",
+                    feedback_id=f"fb-{gateway.new_uuid()}",
                     principal=principal.name,
                     kind="follow_up",
                     completion_id=completion_id,

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -82,9 +81,9 @@ def router(gateway: Gateway) -> APIRouter:
         await own(gateway, request, completion_id)
         by = gateway.principal(request).name
         view = gateway.buffer.view
-        tombstones = await asyncio.to_thread(view.tombstones, completion_id, datetime.now(UTC))
+        tombstones = await asyncio.to_thread(view.tombstones, completion_id, gateway.buffer.now())
         erased = gateway.record(ExchangeErased(completion_id=completion_id, by=by), "")
-        await gateway.append([erased, *tombstones])
+        await gateway.append([*tombstones, erased])  # in this order they make room in a full journal
         return {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
 
     return routes

@@ -54,7 +54,7 @@ class Broker:
         self._classpath = f"{home / 'libs'}/*"
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
-        self.port, controller = _free_ports(2)
+        self.port, controller = free_ports(2)
         self.bootstrap = f"127.0.0.1:{self.port}"
         self._properties = directory / "server.properties"
         self._properties.write_text(
@@ -91,6 +91,11 @@ class Broker:
             time.sleep(0.05)
         raise RuntimeError(f"the broker did not start: {log.read_text()[-2000:]}")
 
+    @property
+    def alive(self) -> bool:
+        """Whether it was started and not killed since."""
+        return self._process is not None
+
     def kill(self) -> None:
         """SIGKILL, as a crash."""
         if self._process is not None:
@@ -112,7 +117,8 @@ class Broker:
         return subprocess.run(command, check=True, capture_output=True, text=True, cwd=self._directory).stdout
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -1,7 +1,8 @@
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,17 @@ import pytest
 from buffer.client import Buffer
 from buffer.log import LogFull, LogUnavailable
 from buffer.memory import MemoryLog
-from buffer.records import AliasMoved, ExchangeOpened, Payload, Positions, Record, RoundPlanned
+from buffer.records import (
+    STREAMS,
+    AliasMoved,
+    ExchangeOpened,
+    FeedbackGiven,
+    Payload,
+    Positions,
+    Record,
+    RoundPlanned,
+    uuid7,
+)
 from buffer.view import View
 
 
@@ -171,4 +182,118 @@ def test_a_view_of_another_log_is_built_anew(log: FlakyLog, tmp_path: Path) -> N
     buffer.start()
     assert view.alias("a").version == 1
     assert view.positions() == log.ends()
+    buffer.close()
+
+
+class Clock:
+    """A wall clock that is set at will."""
+
+    def __init__(self) -> None:
+        self.time = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.time
+
+
+@pytest.mark.parametrize("step", [timedelta(days=-1), timedelta(milliseconds=-1), timedelta(0)])
+def test_time_goes_on_when_the_clock_is_set_back(log: FlakyLog, step: timedelta) -> None:
+    clock = Clock()
+    buffer = Buffer(log, View(":memory:"), clock=clock)
+    times = [buffer.now()]
+    clock.time += step
+    times += [buffer.now() for _ in range(50)]
+    assert times == sorted(set(times))
+    buffer.close()
+
+
+def test_time_goes_on_behind_what_an_earlier_process_wrote(log: FlakyLog) -> None:
+    clock = Clock()
+    earlier = Buffer(log, View(":memory:"), clock=clock)
+    earlier.write([opened("c-1")]).result()
+    before = earlier.now()
+    clock.time -= timedelta(hours=1)
+    later = Buffer(log, View(":memory:"), clock=clock)
+    assert later.now() > before
+    earlier.view.close()
+    later.close()
+
+
+def test_a_clock_that_is_set_forward_is_followed(log: FlakyLog) -> None:
+    clock = Clock()
+    buffer = Buffer(log, View(":memory:"), clock=clock)
+    buffer.now()
+    clock.time += timedelta(days=1)
+    assert buffer.now() == clock.time
+    buffer.close()
+
+
+def test_whatever_the_clock_does_exchanges_are_listed_in_the_order_they_came(log: FlakyLog) -> None:
+    clock = Clock()
+    buffer = Buffer(log, View(":memory:"), clock=clock)
+    steps = [0, 10, -86_400_000, -1, 0, 1, 7_200_000, -3_600_000, 0]
+    for number, milliseconds in enumerate(steps):
+        clock.time += timedelta(milliseconds=milliseconds)
+        id_ = f"c-{uuid7(buffer.now(), bytes(8))}-{number}"
+        buffer.write([opened(id_)]).result()
+    replica = Buffer(log, View(":memory:"))
+    replica.start()
+    for view in (buffer.view, replica.view):
+        listed: list[str] = []
+        while page := view.exchanges("p", limit=2, after=listed[-1] if listed else None):
+            listed += [exchange.opened.completion_id for exchange in page]
+        assert [int(one.rpartition("-")[2]) for one in listed] == list(range(len(steps)))
+    buffer.close()
+    replica.view.close()
+
+
+def given(feedback_id: str) -> FeedbackGiven:
+    return FeedbackGiven(
+        feedback_id=feedback_id,
+        principal="p",
+        kind="demonstration",
+        idempotency_key="k",
+    )
+
+
+class OutboxLog(FlakyLog):
+    """As behind a relay: what is appended comes back only when told to."""
+
+    relayed = 0
+
+    def read(
+        self, positions: Positions, *, limit: int = 500, wait_s: float = 0.0
+    ) -> tuple[list[Record], Positions]:
+        records, _ = super().read(positions, limit=limit)
+        records = [one for one in records if one.sequence <= self.relayed]
+        return records, {stream: {0: self.relayed + 1} for stream in STREAMS}
+
+
+def test_what_a_predecessor_acknowledged_is_known_before_the_log_brings_it_back() -> None:
+    log = OutboxLog()
+    Buffer(log, View(":memory:")).write([opened("c-1"), given("f-1")]).result()
+    buffer = Buffer(log, View(":memory:"))
+    assert buffer.view.feedback_by_key("p", "k") is None
+    buffer.recall()
+    found = buffer.view.feedback_by_key("p", "k")
+    assert found is not None
+    assert found.feedback_id == "f-1"
+    assert buffer.view.exchange("c-1") is not None
+    log.relayed = 2
+    buffer.start()
+    assert len(buffer.view.all_feedback()) == 1
+    buffer.close()
+
+
+class FullView(View):
+    """On a disk without room."""
+
+    def absorb(self, records: Sequence[Record]) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_what_is_on_disk_is_acknowledged_though_the_view_has_no_room_for_it(log: FlakyLog) -> None:
+    buffer = Buffer(log, FullView(":memory:"))
+    buffer.write([opened("c-1")]).result(20)
+    buffer.start()
+    assert buffer.view.exchange("c-1") is not None
     buffer.close()

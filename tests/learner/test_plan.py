@@ -1,10 +1,14 @@
 """When a round starts, with what, and why not."""
 
+from collections.abc import Sequence
+
+import pytest
+
 from buffer.fate import Fate, Lineage, Status
 from buffer.records import FeedbackGiven, Release, RoundEnded, RoundPlanned, RoundRequested
 from buffer.view import Feedback, Round
 from learner.config import LearnerConfig
-from learner.plan import MAX_FAILURES, Plan, Waiting, plan_round, replayed
+from learner.plan import MAX_FAILURES, Plan, Quiet, Waiting, plan_round, replayed
 
 CONFIG = LearnerConfig(start_at=3, start_after_s=30.0, max_lessons=4, max_replay=2)
 
@@ -32,7 +36,10 @@ def plan(
     requests: tuple[RoundRequested, ...] = (),
     now: float = 101.0,
 ) -> Plan | Waiting:
-    return plan_round(given, rounds, lineage or Lineage(), requests, now=now, config=CONFIG)
+    def quiet(pending: Sequence[Feedback]) -> float:
+        return now - max((one.received for one in pending), default=0.0)
+
+    return plan_round(given, rounds, lineage or Lineage(), requests, quiet=quiet, config=CONFIG)
 
 
 def test_nothing_to_learn() -> None:
@@ -52,6 +59,53 @@ def test_enough_feedback_starts_a_round_at_once() -> None:
 def test_a_little_feedback_starts_one_after_a_pause() -> None:
     assert isinstance(plan(feedback(1), now=129.0), Waiting)
     assert isinstance(plan(feedback(1), now=130.0), Plan)
+
+
+class Clocks:
+    """A wall clock that can be set, a steady one that cannot, and what passes on both."""
+
+    def __init__(self) -> None:
+        self.wall, self.steady = 1000.0, 5.0
+        self.quiet = Quiet(lambda: self.wall, lambda: self.steady)
+
+    def wait(self, seconds: float) -> None:
+        self.wall += seconds
+        self.steady += seconds
+
+
+def test_quiet_is_counted_from_the_last_piece() -> None:
+    clocks = Clocks()
+    assert clocks.quiet([feedback(1, received=980.0)]) == 20.0, "it was there before the learner"
+    clocks.wait(3.0)
+    assert clocks.quiet([feedback(1, received=980.0)]) == 23.0
+    clocks.wait(3.0)
+    assert clocks.quiet([feedback(2, received=1004.0)]) == 2.0
+    clocks.wait(180.0)  # a round runs, and nobody looks
+    assert clocks.quiet([feedback(3, received=1090.0)]) == 96.0
+
+
+@pytest.mark.parametrize("step", [-86_400.0, -5.0, 5.0, 86_400.0])
+def test_setting_the_learners_clock_changes_nothing_about_the_quiet(step: float) -> None:
+    clocks = Clocks()
+    clocks.quiet([feedback(1, received=1000.0)])
+    clocks.wait(10.0)
+    clocks.wall += step
+    assert clocks.quiet([feedback(1, received=1000.0)]) == 10.0
+
+
+@pytest.mark.parametrize("off", [-86_400.0, -40.0, 40.0, 86_400.0])
+def test_feedback_by_a_clock_that_is_wrong_waits_as_long_as_any(off: float) -> None:
+    clocks = Clocks()
+    early = feedback(1, received=clocks.wall)
+    clocks.quiet([early])
+    clocks.wait(20.0)
+    clocks.quiet([early])
+    clocks.wait(0.5)
+    late = feedback(2, received=clocks.wall + off)
+    in_order = sorted([early, late], key=lambda one: one.received)
+    assert 0.0 <= clocks.quiet(in_order) <= 0.5
+    clocks.wait(29.0)
+    assert 29.0 <= clocks.quiet(in_order) <= 29.5
 
 
 def test_a_request_starts_one_at_once_and_is_answered() -> None:

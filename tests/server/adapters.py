@@ -33,6 +33,14 @@ def write_weights(
     (directory / CONFIG).write_text(json.dumps(config))
 
 
+def write_stub_model(directory: Path) -> None:
+    """As much of a base model as a gateway in front of a scripted vLLM looks at."""
+    directory.mkdir(parents=True)
+    weights = {"model.layers.0.self_attn.q_proj.weight": np.zeros((4, 4), np.float32)}
+    save_file(weights, directory / "model.safetensors")
+    (directory / "config.json").write_text("{}")
+
+
 def publish(
     adapters: Path,
     weights: Path,
@@ -41,6 +49,7 @@ def publish(
     candidate: Sequence[float],
     parent: Sequence[float],
     alias: str = "apprentice",
+    base: str = "b" * 64,
 ) -> Release:
     """Release what is in `weights`, with one probe on `PROMPT`, as the learner would."""
     probe = Probe(token_ids=PROMPT, start=1, candidate=list(candidate), parent=list(parent))
@@ -49,7 +58,7 @@ def publish(
         alias=alias,
         parent=0,
         round=version,
-        base="b" * 64,
+        base=base,
         rank=4,
         files={path.name: sha256_file(path) for path in sorted(weights.iterdir())},
         probes=[probe],

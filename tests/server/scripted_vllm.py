@@ -3,10 +3,14 @@
 The last user message steers it: what it says is its answer, word by word, one word a token. `/fail` makes it
 answer 500, `/break` cuts the connection after two tokens, `/error` sends an error inside the stream, `/slow`
 waits for `release` before each token, `/tool` calls the first tool.
+
+As a process: `python -m tests.server.scripted_vllm SOCKET`.
 """
 
 import asyncio
 import json
+import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +28,21 @@ def token_id(word: str) -> int:
     return 100 + sum(word.encode()) % 50000
 
 
+def score(model: str, token: int) -> float:
+    """What a prompt's token is worth to a policy: every version differs from all others."""
+    return -1.0 - int(model.rpartition("@")[2]) - token / 1_000_000
+
+
 def logprob(word: str) -> float:
     return -0.125 * len(word)
 
 
 class ScriptedVLLM:
-    """Serves on a unix socket; `requests` holds what it was asked."""
+    """Serves on a unix socket; `requests` holds what it was asked last."""
 
     def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
+        self.requests: deque[dict[str, Any]] = deque(maxlen=100)
+        self.headers: deque[dict[str, str]] = deque(maxlen=100)
         self.loaded: dict[str, str] = {}
         self.refuse_loads = False
         self.release = asyncio.Event()
@@ -95,6 +104,10 @@ class ScriptedVLLM:
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         body = await self._take(request)
+        if "prompt_logprobs" in body:
+            (prompt,) = body["prompt"]
+            scores = [None, *({str(t): {"logprob": score(body["model"], t)}} for t in prompt[1:])]
+            return web.json_response({"choices": [{"prompt_logprobs": scores}]})
         return await self._answer(request, body, str(body["prompt"]), chat=False)
 
     async def _take(self, request: web.Request) -> dict[str, Any]:
@@ -238,3 +251,12 @@ def _piece(word: str, last: bool, first: bool, *, chat: bool, tool: bool) -> dic
         else {"index": 0, "function": {"arguments": ":1}"}}
     )
     return {**choice, "delta": {"tool_calls": [call]}}
+
+
+async def _serve(socket: Path) -> None:
+    await ScriptedVLLM().start(socket)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(Path(sys.argv[1])))

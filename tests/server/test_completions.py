@@ -1,4 +1,5 @@
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,6 +10,7 @@ from buffer.log import LogFull
 from buffer.records import ExchangeClosed, ExchangeOpened
 from tests.server.running import Running, events
 from tests.server.scripted_vllm import PROMPT_IDS, logprob, token_id, words
+from tests.server.stub_policies import StubPolicies
 
 FULL = LogFull("the disk is full", "free some space")
 
@@ -195,7 +197,29 @@ def test_a_full_log_refuses_what_must_be_captured_and_nothing_else(running: Runn
     assert refused.status_code == 503
     assert "retry-after" in refused.headers
     assert refused.json()["error"]["code"] == "log_full"
+    assert refused.json()["error"]["hint"] == "free some space; meanwhile ask with store: false"
     assert client.post("/v1/chat/completions", json=body("x", stream=stream, store=False)).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_it_may_it_answers_without_a_record_and_says_so(tmp_path: Path, stream: bool) -> None:
+    running = Running(tmp_path, StubPolicies, serve_uncaptured=True)
+    running.log.failing[ExchangeOpened.type] = FULL
+    client = running.client()
+    served = client.post("/v1/chat/completions", json=body("x", stream=stream))
+    id_ = events(served)[0]["id"] if stream else served.json()["id"]
+    taught = client.post("/v1/feedback", json={"completion_id": id_, "kind": "correction", "text": "y"})
+    counted = client.get("/metrics").text
+    running.log.failing.clear()
+    again = client.post("/v1/chat/completions", json=body("x", stream=stream))
+    kept = len(opened(running)), len(closed(running))
+    running.stop()
+    assert (served.status_code, served.headers["x-captured"]) == (200, "false")
+    assert taught.status_code == 404, "what nobody keeps is no receipt"
+    assert 'apprentice_uncaptured_total{reason="log_full"} 1.0' in counted
+    assert "apprentice_log_writable 0.0" in counted
+    assert again.headers["x-captured"] == "true"
+    assert kept == (1, 1), "no end without a beginning"
 
 
 def test_a_client_that_leaves_stops_the_engine_and_what_came_is_captured(running: Running) -> None:
@@ -279,7 +303,7 @@ def test_an_unknown_model_never_reaches_the_engine(running: Running) -> None:
         assert refused.status_code == 404
         assert refused.json()["error"]["code"] == "model_not_found"
         assert "apprentice@base" in refused.json()["error"]["hint"]
-    assert running.vllm.requests == []
+    assert not running.vllm.requests
 
 
 def test_a_lease_is_held_until_the_last_byte(running: Running) -> None:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from server.__main__ import follow, listen, url_of
+from tests.server.adapters import write_stub_model
 from tests.server.running import Running
 from tests.server.scripted_vllm import ScriptedVLLM
 
@@ -33,10 +32,7 @@ class Processes:
         self.vllm = ScriptedVLLM()
         self._socket = directory / "v.sock"
         self._model = directory / "model"
-        self._model.mkdir()
-        weights = {"model.layers.0.self_attn.q_proj.weight": np.zeros((4, 4), np.float32)}
-        save_file(weights, self._model / "model.safetensors")
-        (self._model / "config.json").write_text("{}")
+        write_stub_model(self._model)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
