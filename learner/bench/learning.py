@@ -112,7 +112,7 @@ class Bench:
             if not self.quick:
                 yield Run("facts", "sft+", seed, task, same, curve=curve)
             for rate in SFT_RATES[:1] if self.quick else SFT_RATES if seed == 0 else (self._tuned(),):
-                yield Run("facts", f"sft {rate:g}", seed, task, self._plain(rate), curve=20)
+                yield Run("facts", f"sft {rate:g}", seed, task, self._plain(rate), curve=curve and 20)
             if seed == 0:
                 yield Run("facts", "shuffled", seed, task, self.config, "shuffled")
             if seed == 0 and not self.quick:
@@ -120,7 +120,7 @@ class Bench:
 
     def _plain(self, rate: float) -> LearnerConfig:
         """Plain SFT: all lessons in one round, eight rows a step."""
-        steps = 40 if self.quick else 160
+        steps = 24 if self.quick else 160
         everything = {"learning_rate": rate, "lessons_per_step": 8, "max_lessons": 64}
         return self.config.model_copy(update={**PLAIN, **everything, "min_steps": steps, "max_steps": steps})
 

@@ -17,7 +17,14 @@ from learner.rows import Pools
 pytestmark = pytest.mark.train
 
 CONFIG = LearnerConfig(
-    rank=4, alpha=8, min_steps=2, max_steps=2, lookalikes_per_lesson=2, scrambled_questions=1, max_lessons=2
+    rank=4,
+    alpha=8,
+    min_steps=2,
+    max_steps=2,
+    lookalikes_per_lesson=2,
+    scrambled_questions=1,
+    max_lessons=2,
+    max_answer_tokens=4,
 )
 
 
