@@ -17,6 +17,9 @@ from learner.config import LearnerConfig
 
 T = TypeVar("T")
 
+MOST_ROWS = 3
+"""Of a step, about one lesson."""
+
 MAX_FAILURES = 3
 """Rounds that may fail one after another before the learner waits for a person."""
 
@@ -117,6 +120,14 @@ def replayed(earlier: Sequence[T], count: int, number: int) -> list[T]:
 def steps_for(lessons: int, config: LearnerConfig) -> int:
     """Optimiser steps of a round with so many lessons."""
     return min(config.max_steps, max(config.min_steps, config.steps_per_lesson * lessons))
+
+
+def shared_out(lessons: int, config: LearnerConfig) -> LearnerConfig:
+    """The rows of a step in a round with so many lessons: what few of them leave goes to earlier ones, which
+    a step full of one lesson would displace."""
+    taught = min(config.lessons_per_step, MOST_ROWS * lessons)
+    rehearsed = config.replay_per_step + config.lessons_per_step - taught
+    return config.model_copy(update={"lessons_per_step": taught, "replay_per_step": rehearsed})
 
 
 def on_its_way(rounds: Sequence[Round], lineage: Lineage) -> int | None:

@@ -25,7 +25,7 @@ from learner.gate import verdict
 from learner.lessons import Lesson, lesson_of
 from learner.measure import Baseline, Reference, measure_candidate, measure_parent
 from learner.model import Model
-from learner.plan import Step, steps_for
+from learner.plan import Step, shared_out, steps_for
 from learner.publish import probe_logprobs, probes, publish
 from learner.sdft import train
 
@@ -79,7 +79,7 @@ class Round:
                 pools,
                 self.reference.anchor_states,
                 lambda step: curriculum.fresh(lessons, step),
-                config=config,
+                config=shared_out(len(lessons), config),
                 steps=steps_for(len(lessons), config),
                 seed=self.planned.seed,
                 checkpoints=self.checkpoints,

@@ -12,7 +12,7 @@ from learner.curriculum import Curriculum
 from learner.lessons import Lesson
 from learner.measure import Reference, mean_divergence, states_of
 from learner.model import Model
-from learner.plan import Step, replayed, steps_for
+from learner.plan import Step, replayed, shared_out, steps_for
 from learner.rows import Pools, Row
 from learner.sdft import train
 
@@ -65,7 +65,7 @@ class Pupil:
             pools,
             self.reference.anchor_states,
             lambda step: curriculum.fresh(lessons, step),
-            config=self.config,
+            config=shared_out(len(lessons), self.config),
             steps=steps_for(len(lessons), self.config),
             seed=seed,
         ):

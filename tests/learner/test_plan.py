@@ -8,7 +8,7 @@ from buffer.fate import Fate, Lineage, Status
 from buffer.records import FeedbackGiven, Release, RoundEnded, RoundPlanned, RoundRequested
 from buffer.view import Feedback, Round
 from learner.config import LearnerConfig
-from learner.plan import MAX_FAILURES, Plan, Quiet, Waiting, plan_round, replayed
+from learner.plan import MAX_FAILURES, Plan, Quiet, Waiting, plan_round, replayed, shared_out
 
 CONFIG = LearnerConfig(start_at=3, start_after_s=30.0, max_lessons=4, max_replay=2)
 
@@ -167,3 +167,11 @@ def test_it_stops_after_failing_again_and_again_until_asked() -> None:
     assert "failed" in waiting.why
     asked = RoundRequested(request_id="r", by="op")
     assert isinstance(plan(*some, rounds=failed, requests=(asked,)), Plan)
+
+
+@pytest.mark.parametrize(("lessons", "taught", "rehearsed"), [(1, 3, 6), (2, 6, 3), (3, 7, 2), (16, 7, 2)])
+def test_what_few_lessons_leave_of_a_step_goes_to_earlier_ones(
+    lessons: int, taught: int, rehearsed: int
+) -> None:
+    config = shared_out(lessons, LearnerConfig(lessons_per_step=7, replay_per_step=2))
+    assert (config.lessons_per_step, config.replay_per_step) == (taught, rehearsed)
