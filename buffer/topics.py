@@ -14,8 +14,20 @@ from buffer.records import STREAMS, Stream
 
 CLIENTS = (KafkaAdminClient, KafkaConsumer, KafkaProducer)
 HOUR_MS = 3_600_000
+METADATA_AGE_MS = 30_000
+"""How soon relays and readers notice that partitions were added."""
+KEYED: tuple[Stream, ...] = ("exchanges", "feedback")
+"""Streams with any number of partitions. The others have one each, because their order decides."""
 FLIGHT_BYTES = 256 << 10
 """What the relay puts into one batch; every topic must take as much."""
+WHY = {
+    "cleanup.policy": "what is erased must leave the disk, and nothing else may",
+    "retention.ms": "views are rebuilt from its start",
+    "retention.bytes": "views are rebuilt from its start",
+    "min.insync.replicas": "it says how many copies an acknowledgement stands for",
+    "max.message.bytes": f"the relay sends up to {FLIGHT_BYTES} at once",
+}
+"""Settings that must be as wanted."""
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +37,8 @@ def topic_of(config: KafkaConfig, stream: Stream) -> str:
 
 
 def partitions_of(config: KafkaConfig, stream: Stream) -> int:
-    """Control and rounds have one partition each, because their order decides."""
-    return config.partitions if stream in ("exchanges", "feedback") else 1
+    """How many it is made with."""
+    return config.partitions if stream in KEYED else 1
 
 
 def settings_of(config: KafkaConfig, stream: Stream) -> dict[str, str]:
@@ -42,7 +54,7 @@ def settings_of(config: KafkaConfig, stream: Stream) -> dict[str, str]:
         "max.message.bytes": str((1 << 20) + 12),
         "min.insync.replicas": str(config.min_insync_replicas),
     }
-    if stream in ("exchanges", "feedback"):
+    if stream in KEYED:
         settings |= {
             "cleanup.policy": "compact",
             "min.cleanable.dirty.ratio": "0.01",
@@ -124,30 +136,45 @@ def _create(admin: Any, config: KafkaConfig, stream: Stream) -> None:
 
 
 def _check(admin: Any, config: KafkaConfig, stream: Stream) -> None:
-    topic, wanted = topic_of(config, stream), partitions_of(config, stream)
-    (description,) = admin.describe_topics([topic])
-    count = len(description["partitions"])
-    if count != wanted:
-        key = f"set partitions = {count} in [buffer.kafka]" if wanted > 1 else "use another topic_prefix"
+    (description,) = admin.describe_topics([topic_of(config, stream)])
+    partitions = description["partitions"]
+    _check_layout(config, stream, len(partitions), min(len(each["replica_nodes"]) for each in partitions))
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic_of(config, stream))
+    found = admin.describe_configs([resource], config_filter="all")["topic"][topic_of(config, stream)]
+    _check_settings(config, stream, {name: entry["value"] for name, entry in found.items()})
+
+
+def _check_layout(config: KafkaConfig, stream: Stream, partitions: int, replicas: int) -> None:
+    topic = topic_of(config, stream)
+    tool = f"kafka-topics.sh --bootstrap-server {config.bootstrap_servers[0]} --alter --topic {topic}"
+    if stream in KEYED and partitions < config.partitions:
         raise LogMisconfigured(
-            f"topic {topic} has {count} partitions, not {wanted}",
-            f"{key}: records of one conversation would be split over two partitions",
+            f"topic {topic} has {partitions} partitions, fewer than {config.partitions}",
+            f"{tool} --partitions {config.partitions}, or set partitions = {partitions} in [buffer.kafka]",
         )
-    resource = ConfigResource(ConfigResourceType.TOPIC, topic)
-    found = admin.describe_configs([resource], config_filter="all")["topic"][topic]
-    policy, wants = found["cleanup.policy"]["value"], settings_of(config, stream)["cleanup.policy"]
-    if policy != wants:
+    if stream not in KEYED and partitions != 1:
         raise LogMisconfigured(
-            f"topic {topic} has cleanup.policy={policy}, not {wants}",
-            f"kafka-configs --alter --topic {topic} --add-config cleanup.policy={wants}",
+            f"topic {topic} has {partitions} partitions, and the order of its records decides",
+            "use another topic_prefix in [buffer.kafka]: partitions cannot be taken away",
         )
-    if wants == "delete" and found["retention.ms"]["value"] != "-1":
+    if replicas < config.replication_factor:
         raise LogMisconfigured(
-            f"topic {topic} forgets after {found['retention.ms']['value']} ms, and views are rebuilt from it",
-            f"kafka-configs --alter --topic {topic} --add-config retention.ms=-1",
+            f"topic {topic} has {replicas} replicas, fewer than {config.replication_factor}",
+            f"add some with kafka-reassign-partitions.sh, or set replication_factor = {replicas}"
+            " in [buffer.kafka]",
         )
-    if int(found["max.message.bytes"]["value"]) < FLIGHT_BYTES:
-        raise LogMisconfigured(
-            f"topic {topic} takes batches of {found['max.message.bytes']['value']} bytes only",
-            f"kafka-configs --alter --topic {topic} --add-config max.message.bytes={(1 << 20) + 12}",
-        )
+
+
+def _check_settings(config: KafkaConfig, stream: Stream, found: dict[str, str]) -> None:
+    """What matters must be as wanted; of the rest an operator may think otherwise."""
+    topic, wanted = topic_of(config, stream), settings_of(config, stream)
+    kept = "" if stream in KEYED else "retention.ms retention.bytes"
+    tool = f"kafka-configs.sh --bootstrap-server {config.bootstrap_servers[0]} --alter --topic {topic}"
+    for name in f"cleanup.policy {kept} min.insync.replicas max.message.bytes".split():
+        value, wants = found[name], wanted[name]
+        if value == wants or (name == "max.message.bytes" and int(value) >= FLIGHT_BYTES):
+            continue
+        hint = f"{tool} --add-config {name}={wants}"
+        if name == "min.insync.replicas":
+            hint += f", or set min_insync_replicas = {value} in [buffer.kafka]"
+        raise LogMisconfigured(f"topic {topic} has {name}={value}, not {wants}: {WHY[name]}", hint)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ from buffer.journal import Journal
 from buffer.kafka import KafkaLog
 from buffer.log import LogMisconfigured, LogUnavailable
 from buffer.outbox import Outbox
-from buffer.records import STREAMS, Positions, Record
+from buffer.records import STREAMS, Positions, Record, Stream
 from buffer.relay import plan_flight
 from buffer.topics import FLIGHT_BYTES, ensure_topics, settings_of, topic_of
 from tests.buffer.conftest import START, ids, kafka_settings, make, read_until
@@ -36,32 +37,73 @@ RunRelay = Callable[[Path, BufferConfig], None]
 # --- planning ------------------------------------------------------------------------------------------
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(STREAMS),
-            st.sampled_from("abcdef"),
-            st.sampled_from([10, 10_000, 90_000, 400_000]),
-        ),
-        min_size=1,
-        max_size=60,
-    )
+SHAPES = st.lists(
+    st.tuples(
+        st.sampled_from(STREAMS),
+        st.sampled_from("abcdef"),
+        st.sampled_from([10, 10_000, 90_000, 400_000, None]),
+    ),
+    min_size=1,
+    max_size=60,
 )
-def test_a_flight_is_a_prefix_with_one_batch_per_partition(shapes: list[tuple[str, str, int]]) -> None:
-    config = KafkaConfig(partitions=3)
-    records = [
-        make(number, key=key, stream=stream, data=b"x" * size)  # type: ignore[arg-type]
+
+
+def shaped(shapes: list[tuple[Stream, str, int | None]]) -> list[Record]:
+    """A record of each stream, key and size; a tombstone where there is no size."""
+    return [
+        replace(make(number, key=key, stream=stream), data=None if size is None else b"x" * size)
         for number, (stream, key, size) in enumerate(shapes)
     ]
-    flight = plan_flight(records, config)
+
+
+def counts(keyed: int) -> dict[Stream, int]:
+    return {"exchanges": keyed, "feedback": keyed, "control": 1, "rounds": 1}
+
+
+@given(SHAPES)
+def test_a_flight_is_a_prefix_with_one_batch_per_partition(
+    shapes: list[tuple[Stream, str, int | None]],
+) -> None:
+    records = shaped(shapes)
+    flight = plan_flight(records, counts(3))
     assert [record for record, _, _ in flight] == records[: len(flight)]
     assert flight, "nothing would ever be sent"
     parts: dict[tuple[str, int], list[int]] = {}
-    for record, message, partition in flight:
-        count = 3 if record.stream in ("exchanges", "feedback") else 1
-        assert partition == partition_of(record.partition_key, count)
-        parts.setdefault((record.stream, partition), []).append(message.size())
+    for record, message, partitions in flight:
+        count = counts(3)[record.stream]
+        everywhere = record.data is None
+        assert [*partitions] == [*range(count)] if everywhere else [partition_of(record.partition_key, count)]
+        for partition in partitions:
+            parts.setdefault((record.stream, partition), []).append(message.size())
     assert all(len(sizes) == 1 or sum(sizes) <= FLIGHT_BYTES for sizes in parts.values())
+
+
+@given(SHAPES, st.integers(1, 9), st.integers(0, 9), st.data())
+def test_what_is_sent_again_to_more_partitions_never_comes_behind_what_was_sent_after_it(
+    shapes: list[tuple[Stream, str, int | None]], before: int, added: int, data: st.DataObject
+) -> None:
+    """Some batches of a flight are written; it is sent again by the new count, read by the view's rule."""
+    records = [replace(r, source="here", sequence=number) for number, r in enumerate(shaped(shapes), 1)]
+    first = plan_flight(records, counts(before))
+    written = data.draw(st.sets(st.tuples(st.sampled_from(STREAMS), st.integers(0, before - 1))))
+    sent = [
+        (r, partition)
+        for r, _, partitions in first
+        for partition in partitions
+        if (r.stream, partition) in written
+    ]
+    left = records
+    while left:
+        flight = plan_flight(left, counts(before + added))
+        sent += [(record, partition) for record, _, partitions in flight for partition in partitions]
+        left = left[len(flight) :]
+    watermarks: dict[tuple[str, int], int] = {}
+    applied = set()
+    for record, partition in sent:
+        if record.sequence > watermarks.get((record.stream, partition), 0):
+            watermarks[record.stream, partition] = record.sequence
+            applied.add(record.sequence)
+    assert applied == {record.sequence for record in records}
 
 
 # --- the process ---------------------------------------------------------------------------------------
@@ -126,7 +168,7 @@ def test_a_relay_that_is_killed_loses_nothing_and_repeats_in_order(
     watermarks: dict[tuple[str, int], int] = {}
     kept: list[Record] = []
     for record in records:
-        part = (record.source, partition_of(record.partition_key, settings.kafka.partitions))
+        part = (record.source, record.partition)
         if record.sequence > watermarks.get(part, 0):
             watermarks[part] = record.sequence
             kept.append(record)
@@ -304,24 +346,96 @@ def test_other_peoples_messages_are_passed_over(
     log.close()
 
 
-def create_topic(config: KafkaConfig, partitions: int, changes: dict[str, str]) -> None:
-    from kafka import KafkaAdminClient
+def create_topic(
+    config: KafkaConfig, partitions: int, changes: dict[str, str], stream: Stream = "exchanges"
+) -> None:
     from kafka.admin import NewTopic
 
-    admin = KafkaAdminClient(bootstrap_servers=config.bootstrap_servers)
-    topic = NewTopic(
-        topic_of(config, "exchanges"), partitions, 1, topic_configs=settings_of(config, "exchanges") | changes
-    )
-    admin.create_topics([topic])
-    admin.wait_for_topics([topic.name])
-    admin.close()
+    settings = settings_of(config, stream) | changes
+    with admin(config) as client:
+        client.create_topics([NewTopic(topic_of(config, stream), partitions, 1, topic_configs=settings)])
+        client.wait_for_topics([topic_of(config, stream)])
+
+
+def add_partitions(config: KafkaConfig, stream: Stream, count: int) -> None:
+    from kafka.admin import NewPartitions
+
+    with admin(config) as client:
+        client.create_partitions({topic_of(config, stream): NewPartitions(count)})
+
+
+@contextmanager
+def admin(config: KafkaConfig) -> Iterator[Any]:
+    from kafka import KafkaAdminClient
+
+    client = KafkaAdminClient(bootstrap_servers=config.bootstrap_servers)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@kafka
+def test_partitions_that_are_added_are_written_and_read_without_a_restart(
+    tmp_path: Path, settings: BufferConfig, run_relay: RunRelay
+) -> None:
+    kafka = settings.kafka.model_copy(update={"client": {"metadata_max_age_ms": 200}})
+    settings = settings.model_copy(update={"kafka": kafka})
+    run_relay(tmp_path / "journal.db", settings)
+    log = KafkaLog(Journal(tmp_path / "journal.db"), kafka, name="test")
+    log.append([make(number, key=f"key-{number}") for number in range(50)]).result()
+    _, positions = read_until(log, 50)
+    add_partitions(kafka, "exchanges", 8)
+    new: set[int] = set()
+    number = 50
+    while new != {3, 4, 5, 6, 7} and number < 5_000:
+        log.append([make(number + more, key=f"key-{number + more}") for more in range(50)]).result()
+        number += 50
+        records, positions = read_until(log, 50, positions)
+        assert ids(sorted(records, key=lambda record: record.sequence)) == ids(
+            [make(each) for each in range(number - 50, number)]
+        )
+        new |= {record.partition for record in records if record.partition >= 3}
+    assert new == {3, 4, 5, 6, 7}
+    assert positions == log.ends()
+    log.close()
+
+
+@kafka
+def test_a_tombstone_reaches_its_record_wherever_that_was_written(
+    tmp_path: Path, settings: BufferConfig, run_relay: RunRelay
+) -> None:
+    """By a relay that knew of fewer partitions, or by another that knows of more: hence the long age."""
+    run_relay(tmp_path / "here.db", settings)
+    here = KafkaLog(Journal(tmp_path / "here.db"), settings.kafka, name="test")
+    old = next(m for n in range(99) if partition_of((m := make(n, key=f"key-{n}")).partition_key, 8) >= 3)
+    here.append([old]).result()
+    read_until(here, 1)
+    add_partitions(settings.kafka, "exchanges", 8)
+    run_relay(tmp_path / "there.db", settings)
+    there = KafkaLog(Journal(tmp_path / "there.db"), settings.kafka, name="test")
+    new = replace(old, id="exchanges-new")
+    there.append([new]).result()
+    records, _ = read_until(there, 2)
+    written_to = {record.id: record.partition for record in records}
+    assert written_to[old.id] < 3 <= written_to[new.id]
+
+    here.append([old.tombstone(START), new.tombstone(START)]).result()
+    records, _ = read_until(there, 2 + 2 * 8)
+    here.close()
+    there.close()
+    for id_, partition in written_to.items():
+        mine = [record.data for record in records if (record.id, record.partition) == (id_, partition)]
+        assert len(mine) == 2
+        assert mine[-1] is None
 
 
 @kafka
 @pytest.mark.parametrize(
     ("partitions", "changes", "hint"),
     [
-        (5, {}, "set partitions = 5 in [buffer.kafka]"),
+        (2, {}, "--alter --topic {topic} --partitions 3, or set partitions = 2 in [buffer.kafka]"),
+        (3, {"min.insync.replicas": "2"}, "min.insync.replicas=1, or set min_insync_replicas = 2"),
         (3, {"cleanup.policy": "delete"}, "cleanup.policy=compact"),
         (3, {"max.message.bytes": "1000"}, "max.message.bytes=1048588"),
     ],
@@ -332,7 +446,16 @@ def test_topics_that_contradict_the_settings_stop_the_relay(
     create_topic(settings.kafka, partitions, changes)
     with pytest.raises(LogMisconfigured) as caught:
         ensure_topics(settings.kafka, name="test")
-    assert hint in caught.value.hint
+    assert hint.format(topic=topic_of(settings.kafka, "exchanges")) in caught.value.hint
+
+
+@kafka
+def test_fewer_replicas_than_configured_stop_the_relay(settings: BufferConfig) -> None:
+    create_topic(settings.kafka, 3, {})
+    wanted = settings.kafka.model_copy(update={"replication_factor": 3})
+    with pytest.raises(LogMisconfigured) as caught:
+        ensure_topics(wanted, name="test")
+    assert "kafka-reassign-partitions.sh, or set replication_factor = 1" in caught.value.hint
 
 
 @kafka
