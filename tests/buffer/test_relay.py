@@ -1,5 +1,6 @@
 """The relay against a real broker: what it promises when something breaks."""
 
+import itertools
 import os
 import re
 import signal
@@ -7,10 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from buffer.records import STREAMS, Positions, Record, Stream
 from buffer.relay import plan_flight
 from buffer.topics import FLIGHT_BYTES, ensure_topics, settings_of, topic_of
 from tests.buffer.conftest import START, ids, kafka_settings, make, read_until
-from tests.kafka_broker import HOW_TO_GET_ONE, Broker, kafka_home
+from tests.kafka_broker import HOW_TO_GET_ONE, Broker, Cluster, kafka_home
 
 kafka = pytest.mark.kafka
 RunRelay = Callable[[Path, BufferConfig], None]
@@ -97,12 +98,7 @@ def test_what_is_sent_again_to_more_partitions_never_comes_behind_what_was_sent_
         flight = plan_flight(left, counts(before + added))
         sent += [(record, partition) for record, _, partitions in flight for partition in partitions]
         left = left[len(flight) :]
-    watermarks: dict[tuple[str, int], int] = {}
-    applied = set()
-    for record, partition in sent:
-        if record.sequence > watermarks.get((record.stream, partition), 0):
-            watermarks[record.stream, partition] = record.sequence
-            applied.add(record.sequence)
+    applied = {record.sequence for record in by_the_views_rule([replace(r, partition=p) for r, p in sent])}
     assert applied == {record.sequence for record in records}
 
 
@@ -140,6 +136,18 @@ def relay_process(directory: Path, *arguments: str, ready: bool = True) -> Itera
         process.stderr.close()
 
 
+def by_the_views_rule(records: Sequence[Record]) -> list[Record]:
+    """Without repetitions: what is at or below the watermark of its source, stream and partition."""
+    watermarks: dict[tuple[str, str, int], int] = {}
+    kept: list[Record] = []
+    for record in records:
+        part = (record.source, record.stream, record.partition)
+        if record.sequence > watermarks.get(part, 0):
+            watermarks[part] = record.sequence
+            kept.append(record)
+    return kept
+
+
 @kafka
 def test_a_relay_that_is_killed_loses_nothing_and_repeats_in_order(
     tmp_path: Path, settings: BufferConfig
@@ -164,14 +172,7 @@ def test_a_relay_that_is_killed_loses_nothing_and_repeats_in_order(
         records += some
     log.close()
 
-    # read as the view reads: a record at or below the watermark of its source and partition is a repetition
-    watermarks: dict[tuple[str, int], int] = {}
-    kept: list[Record] = []
-    for record in records:
-        part = (record.source, record.partition)
-        if record.sequence > watermarks.get(part, 0):
-            watermarks[part] = record.sequence
-            kept.append(record)
+    kept = by_the_views_rule(records)
     assert len(kept) == 2000
     for key in {record.partition_key for record in kept}:
         mine = [record.time for record in kept if record.partition_key == key]
@@ -279,6 +280,67 @@ def test_a_broker_outage_fails_no_append_and_is_caught_up(
         log.close()
     unique = dict.fromkeys(ids(records + some))
     assert list(unique) == ids([make(number) for number in range(200)])
+
+
+@kafka
+def test_three_brokers_of_which_leaders_are_killed_lose_nothing_and_keep_the_order(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, run_relay: RunRelay
+) -> None:
+    home = kafka_home()
+    if home is None:
+        pytest.skip(HOW_TO_GET_ONE)
+    with Cluster(home, tmp_path_factory.mktemp("kafka")) as cluster:
+        config = KafkaConfig(
+            bootstrap_servers=cluster.bootstrap, partitions=3, replication_factor=3, min_insync_replicas=2
+        )
+        topic = topic_of(config, "exchanges")
+        path, stop, written = tmp_path / "journal.db", threading.Event(), itertools.count()
+        run_relay(path, BufferConfig(backend="kafka", kafka=config))
+        log = KafkaLog(Journal(path), config, name="test")
+
+        def append() -> None:
+            while not stop.wait(0.002):
+                number = next(written)
+                log.append([make(number, key=f"key-{number % 11}", data=b"x" * 500)]).result()
+
+        appending = threading.Thread(target=append)
+        appending.start()
+        records, positions = read_until(log, 100)
+        killed = []
+        for _ in range(2):
+            leader = partition_state(config, topic)["leader_id"]
+            killed.append(leader)
+            cluster.brokers[leader - 1].kill()
+            while_away = next(written)
+            some, positions = read_until(log, lambda more, at=while_away: reaches(more, at), positions)  # type: ignore[misc]
+            records += some
+            cluster.brokers[leader - 1].start()
+            while len(partition_state(config, topic)["isr_nodes"]) < 3:
+                some, positions = log.read(positions, wait_s=0.1)
+                records += some
+        stop.set()
+        appending.join()
+        expected = {record.sequence for record in log.appended("exchanges", 0, 1_000_000)}
+        some, _ = read_until(log, lambda more: expected <= {r.sequence for r in (*records, *more)}, positions)
+        log.close()
+    assert len(set(killed)) == 2
+    kept = by_the_views_rule(records + some)
+    assert sorted(record.sequence for record in kept) == sorted(expected)
+    for key in {record.partition_key for record in kept}:
+        mine = [record.sequence for record in kept if record.partition_key == key]
+        assert mine == sorted(mine)
+
+
+def reaches(records: list[Record], number: int) -> bool:
+    """Whether one of them was appended after the number was drawn."""
+    return any(record.time > START + timedelta(milliseconds=number) for record in records)
+
+
+def partition_state(config: KafkaConfig, topic: str) -> dict[str, Any]:
+    """What the cluster says of the topic's first partition."""
+    with admin(config) as client:
+        (found,) = client.describe_topics([topic])
+    return next(dict(each) for each in found["partitions"] if each["partition_index"] == 0)
 
 
 def test_reading_without_a_broker_is_unavailable_and_appending_works(tmp_path: Path) -> None:
