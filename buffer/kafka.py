@@ -19,10 +19,11 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
+from buffer import outbox
 from buffer.binding import from_message
 from buffer.config import KafkaConfig
 from buffer.journal import Journal
-from buffer.log import LogUnavailable
+from buffer.log import Backlog, LogUnavailable
 from buffer.records import STREAMS, Positions, Record, Stream, UnreadableRecord
 from buffer.topics import METADATA_AGE_MS, connect, topic_of
 
@@ -48,6 +49,7 @@ class KafkaLog:
         self._at: dict[TopicPartition, int] = {}
         self._stream_of: dict[str, Stream] = {topic_of(config, stream): stream for stream in STREAMS}
         self._closed = False
+        self._unreadable = 0
 
     def append(self, records: Sequence[Record]) -> "Future[None]":
         return self.journal.append(records)
@@ -78,6 +80,9 @@ class KafkaLog:
 
     def appended(self, stream: Stream, after: int, limit: int = 500) -> list[Record]:
         return self.journal.appended(stream, after, limit)
+
+    def backlog(self) -> Backlog:
+        return replace(outbox.backlog(self.journal), unreadable=self._unreadable)
 
     def close(self) -> None:
         with self._lock:
@@ -147,6 +152,7 @@ class KafkaLog:
                 record = from_message(self._stream_of[tp.topic], message.value, message.headers)
                 yield replace(record, partition=tp.partition)
             except UnreadableRecord as error:
+                self._unreadable += 1
                 logger.warning(
                     "%s/%d offset %d passed over: %s", tp.topic, tp.partition, message.offset, error
                 )

@@ -109,7 +109,8 @@ class Relay:
                 if self._stop.is_set():
                     logger.warning("stopped early; the journal keeps the rest: %r", error)
                     return
-                logger.warning("cannot relay, next try in %.1f s: %r", pause, error)
+                hint = getattr(error, "hint", "")
+                logger.warning("cannot relay, next try in %.1f s: %r%s", pause, error, hint and f" ({hint})")
             self._stop.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311
             pause = min(2 * pause, longest)
 
@@ -135,7 +136,9 @@ class Relay:
         )
         try:
             self._count_partitions(producer)  # or the first `send` to each topic would block
-            yield Outbox(self._journal, f"{cluster}/{kafka.topic_prefix}"), producer
+            outbox = Outbox(self._journal, f"{cluster}/{kafka.topic_prefix}")
+            outbox.use()
+            yield outbox, producer
         finally:
             _abandon(producer)
 

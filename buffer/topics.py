@@ -5,13 +5,26 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
-from kafka.errors import KafkaConfigurationError, TopicAlreadyExistsError
+from kafka.errors import (
+    KafkaConfigurationError,
+    KafkaError,
+    SaslAuthenticationFailedError,
+    TopicAlreadyExistsError,
+    UnsupportedSaslMechanismError,
+)
 from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
 
 from buffer.config import KafkaConfig
-from buffer.log import LogMisconfigured
+from buffer.log import BufferError, LogMisconfigured, LogUnavailable
 from buffer.records import STREAMS, Stream
 
+UNREACHABLE = (
+    "check that the broker runs, and what client in [buffer.kafka] says of security_protocol, sasl_mechanism"
+    " and ssl_cafile"
+)
+REFUSED_LOGIN = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError)
 CLIENTS = (KafkaAdminClient, KafkaConsumer, KafkaProducer)
 HOUR_MS = 3_600_000
 METADATA_AGE_MS = 30_000
@@ -30,6 +43,8 @@ WHY = {
 """Settings that must be as wanted."""
 
 logger = logging.getLogger(__name__)
+if not logging.getLogger("kafka").level:  # unless somebody wants to see it
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it repeats, at every retry, what we say once
 
 
 def topic_of(config: KafkaConfig, stream: Stream) -> str:
@@ -68,8 +83,8 @@ def settings_of(config: KafkaConfig, stream: Stream) -> dict[str, str]:
 def connect(client: Any, config: KafkaConfig, name: str, **own: Any) -> Any:
     """A client of that class, with those of the user's settings that it knows. `own` are its defaults.
 
-    Raises `LogMisconfigured` for settings that no client knows or that contradict each other, `KafkaError`
-    when the broker is away.
+    Raises `LogMisconfigured` for settings that no client knows or that contradict each other, and where the
+    broker refuses the login; `LogUnavailable` when it is away or cannot be talked to this way.
     """
     known = {key for each in CLIENTS for key in each.DEFAULT_CONFIG}
     if unknown := sorted(config.client.keys() - known):
@@ -86,26 +101,57 @@ def connect(client: Any, config: KafkaConfig, name: str, **own: Any) -> Any:
         **own,
         **{key: value for key, value in config.client.items() if key in client.DEFAULT_CONFIG},
     }
-    networks: list[Any] = []
+    network: Any = None
+    failures: list[Exception] = []
 
-    def network(**its: Any) -> Any:
-        networks.append(KafkaNetClient(**its))
-        return networks[-1]
+    def make_network(**its: Any) -> Any:
+        nonlocal network
+        selector = NetworkSelector(**its)
+        network = KafkaNetClient(selector, _Connections(failures, selector, **its))
+        return network
 
     try:
-        return client(**settings, kafka_client=network)
+        return client(**settings, kafka_client=make_network)
     except Exception as error:
-        for each in networks:
-            each.close()  # a client that cannot be built leaves its thread behind, trying for ever
-        if isinstance(error, KafkaConfigurationError):
-            raise LogMisconfigured(f"Kafka client: {error}", "correct client in [buffer.kafka]") from error
-        raise
+        if network is not None:
+            network.close()  # a client that cannot be built leaves its thread behind, trying for ever
+        if (explained := _explain(error, failures, config)) is None:
+            raise
+        raise explained from error
+
+
+class _Connections(KafkaConnectionManager):  # type: ignore[misc]
+    """Keeps why connections could not be made. kafka-python logs it and goes on trying until time is up."""
+
+    def __init__(self, failures: list[Exception], *arguments: Any, **settings: Any) -> None:
+        self._failures = failures
+        super().__init__(*arguments, **settings)
+
+    def get_connection(self, *arguments: Any, **settings: Any) -> Any:
+        connection = super().get_connection(*arguments, **settings)
+        connection.init_future.add_errback(self._failures.append)
+        return connection
+
+
+def _explain(error: Exception, failures: list[Exception], config: KafkaConfig) -> BufferError | None:
+    """What a person can act on, of a client that could not be built."""
+    servers = ", ".join(config.bootstrap_servers)
+    if isinstance(error, KafkaConfigurationError):
+        return LogMisconfigured(f"Kafka client: {error}", "correct client in [buffer.kafka]")
+    if refused := [one for one in failures if isinstance(one, REFUSED_LOGIN)]:
+        return LogMisconfigured(
+            f"{servers} refuses the login: {refused[0]}",
+            "correct sasl_mechanism, and the user and password of it, of client in [buffer.kafka]",
+        )
+    if isinstance(error, KafkaError | OSError):
+        return LogUnavailable(f"{servers}: {failures[0] if failures else error!r}", UNREACHABLE)
+    return None
 
 
 def ensure_topics(config: KafkaConfig, *, name: str) -> str:
     """Make the topics that are missing, check those that are there, and return the cluster's id.
 
-    Raises `LogMisconfigured` where a topic contradicts the settings, `KafkaError` where the broker is away.
+    Raises `LogMisconfigured` where a topic contradicts the settings, else as `connect`, or `KafkaError`.
     """
     admin = connect(KafkaAdminClient, config, name)
     try:

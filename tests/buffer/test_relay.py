@@ -23,7 +23,7 @@ from buffer.binding import partition_of
 from buffer.config import BufferConfig, KafkaConfig
 from buffer.journal import Journal
 from buffer.kafka import KafkaLog
-from buffer.log import LogMisconfigured, LogUnavailable
+from buffer.log import Backlog, LogMisconfigured, LogUnavailable
 from buffer.outbox import Outbox
 from buffer.records import STREAMS, Positions, Record, Stream
 from buffer.relay import plan_flight
@@ -347,6 +347,7 @@ def test_reading_without_a_broker_is_unavailable_and_appending_works(tmp_path: P
     config = KafkaConfig(bootstrap_servers=["127.0.0.1:9"], client={"bootstrap_timeout_ms": 300})
     log = KafkaLog(Journal(tmp_path / "journal.db"), config, name="test")
     log.append([make(1)]).result()
+    assert (log.backlog().pending, log.backlog().oldest) == (1, make(1).time)
     before = threading.active_count()
     for _ in range(2):
         with pytest.raises(LogUnavailable, match=re.escape("127.0.0.1:9")):
@@ -384,7 +385,10 @@ def test_a_record_that_the_broker_refuses_is_set_aside(
     records, _ = read_until(log, lambda records: "exchanges-9" in ids(records))
     target = f"{ensure_topics(settings.kafka, name='test')}/{settings.kafka.topic_prefix}"
     poisoned = Outbox(journal, target).poisoned()
+    records += read_until(log, lambda _: log.backlog().pending == 0)[0]
+    backlog = log.backlog()
     log.close()
+    assert backlog == Backlog(pending=0, oldest=None, set_aside=2)
     assert [record.id for record, _ in poisoned] == ["exchanges-1", "exchanges-3"]
     assert all("MessageSizeTooLarge" in reason for _, reason in poisoned)
     assert set(ids(records)) == {f"exchanges-{number}" for number in (2, *range(4, 10))}
@@ -405,6 +409,7 @@ def test_other_peoples_messages_are_passed_over(
     records, positions = read_until(log, 1)
     assert ids(records) == ["control-1"]
     assert positions["control"] == {0: 2}
+    assert log.backlog().unreadable == 1
     log.close()
 
 
