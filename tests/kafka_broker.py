@@ -3,7 +3,8 @@
     with Broker(kafka_home(), directory) as broker: ...broker.bootstrap...
     with Cluster(kafka_home(), directory) as cluster: ...cluster.brokers[0].kill()...
 
-`KAFKA_HOME` is a download of Apache Kafka 4 (its `libs/` and a `java` 17 are all that is used).
+`KAFKA_HOME` is a download of Apache Kafka 4 (its `libs/` and a `java` 17 are all that is used); without it
+`.kafka` in the checkout is used, which `make kafka` fills.
 """
 
 import base64
@@ -21,8 +22,8 @@ from types import TracebackType
 from typing import Self
 
 HOW_TO_GET_ONE = (
-    "no Kafka broker: set KAFKA_HOME to an unpacked Apache Kafka 4 download (with java 17 on the PATH), "
-    "or KAFKA_BOOTSTRAP_SERVERS to a broker that runs"
+    "no Kafka broker: `make kafka` fetches one (java 17 and mvn), or set KAFKA_HOME to an unpacked "
+    "Apache Kafka 4 download, or KAFKA_BOOTSTRAP_SERVERS to a broker that runs"
 )
 PROPERTIES = """\
 process.roles=broker,controller
@@ -48,9 +49,10 @@ broker.session.timeout.ms=1500
 
 def kafka_home() -> Path | None:
     """Where the broker's jars are, or None when there is no broker to start here."""
-    beside = Path(__file__).parents[2] / "shared" / "kafka"
-    home = Path(os.environ["KAFKA_HOME"]) if os.environ.get("KAFKA_HOME") else beside
-    return home if shutil.which("java") and (home / "libs").is_dir() else None
+    checkout = Path(__file__).parents[1]
+    given = os.environ.get("KAFKA_HOME")
+    homes = [Path(given)] if given else [checkout / ".kafka", checkout.parent / "shared" / "kafka"]
+    return next((home for home in homes if shutil.which("java") and (home / "libs").is_dir()), None)
 
 
 class Broker:
