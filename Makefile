@@ -1,6 +1,6 @@
 # `make` lists what there is. Everything lives in .venv and in the state directory; nothing outside changes.
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test faults check clean
+.PHONY: help install up demo test kafka faults check clean
 BIN := .venv/bin
 STATE := $(or $(APPRENTICE_STATE),.apprentice)
 
@@ -21,7 +21,12 @@ test:  ## install with the tests' tools and run all tests
 	@./deploy/install.sh test
 	$(BIN)/python -m pytest $(ARGS)
 
-faults:  ## kill, starve and cut off everything for about half an hour, and count what was lost (Java 17, KAFKA_HOME)
+kafka:  ## fetch a broker's jars with Maven into .kafka, for the tests (Java 17), unless there is a broker
+	@if [ -n "$(KAFKA_HOME)$(KAFKA_BOOTSTRAP_SERVERS)" ]; then echo "There is a broker: nothing to fetch."; else \
+		mvn -B -q -f deploy/kafka/pom.xml dependency:copy-dependencies -DincludeScope=runtime \
+			-DoutputDirectory="$(CURDIR)/.kafka/libs" && echo "The tests find the broker in .kafka."; fi
+
+faults:  ## kill, starve and cut off everything for about half an hour, and count what was lost (a broker: make kafka)
 	@./deploy/install.sh test
 	$(BIN)/python -m pytest -m long $(ARGS)
 	$(BIN)/python -m tests.faults
@@ -32,10 +37,10 @@ check:  ## lint, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:  ## delete .venv, caches and all state: policies, journal, logs (asks first; YES=1 does not)
+clean:  ## delete .venv, .kafka, caches and all state: policies, journal, logs (asks first; YES=1 does not)
 	@echo "This deletes, without a way back:"
-	@for one in .venv $(STATE) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info; do \
+	@for one in .venv $(STATE) .kafka .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info; do \
 		[ ! -e "$$one" ] || printf '  %-16s %s\n' "$$(du -sh "$$one" | cut -f1)" "$$one"; done
 	@if [ -z "$(YES)" ]; then printf 'Go on? [y/N] '; read -r answer; [ "$$answer" = y ] || { echo "Nothing deleted."; exit 1; }; fi
-	rm -rf .venv $(STATE) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv $(STATE) .kafka .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find buffer server learner tests -name __pycache__ -type d -prune -exec rm -rf {} +

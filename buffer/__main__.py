@@ -23,7 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--drain", type=float, default=10.0, metavar="S", help="seconds to finish in")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it repeats, at every retry, what we log once
     try:
         shared = load(Shared, file=options.config, flags={"state": options.state})
         config = load(BufferConfig, "buffer", file=options.config)

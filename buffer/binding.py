@@ -65,5 +65,12 @@ def from_message(stream: Stream, value: bytes | None, headers: Headers) -> Recor
 
 
 def partition_of(partition_key: str, partitions: int) -> int:
-    """Equal keys share a partition, hence an order, as long as the number of partitions stays."""
-    return zlib.crc32(partition_key.encode()) % partitions
+    """Equal keys share a partition. Where partitions are added, a key stays or moves to an added one, never
+    to another that was there before: no record can so come behind a later one that was sent there first.
+
+    Linear hashing (Litwin, VLDB 1980): even for a power of two, else within a factor of two.
+    """
+    bits = (partitions - 1).bit_length()
+    digest = zlib.crc32(partition_key.encode())
+    partition = digest % (1 << bits)
+    return partition if partition < partitions else digest % (1 << (bits - 1))

@@ -67,7 +67,8 @@ class KafkaConfig(Table):
     bootstrap_servers: list[str] = Field(default=["localhost:9092"], min_length=1)
     topic_prefix: str = Field(default="apprentice.", pattern=r"^[A-Za-z0-9._-]{1,200}$")
     partitions: int = Field(default=8, ge=1)
-    """Of exchanges and feedback each. Control and rounds have one, because their order is the point."""
+    """Of exchanges and feedback each, at least: more may be added to a topic at any time. A power of two
+    spreads evenly. Control and rounds have one, because their order is the point."""
     replication_factor: int = Field(default=1, ge=1)
     min_insync_replicas: int = Field(default=1, ge=1)
     client: dict[str, Any] = Field(default={}, repr=False)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from buffer import files
-from buffer.log import BufferError, LogFull, LogMisconfigured, LogUnavailable, refuse_too_large
+from buffer.log import Backlog, BufferError, LogFull, LogMisconfigured, LogUnavailable, refuse_too_large
 from buffer.records import STREAMS, Positions, Record, Stream, timestamp
 
 VERSION = 1
@@ -140,6 +140,9 @@ class Journal:
     def appended(self, stream: Stream, after: int, limit: int = 500) -> list[Record]:
         sql = f"SELECT {COLUMNS} FROM records WHERE seq > ? AND stream = ? ORDER BY seq LIMIT ?"  # noqa: S608
         return [self.record(row) for row in self.query(sql, (after, stream, limit))]
+
+    def backlog(self) -> Backlog:
+        return Backlog()
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a SELECT, from a connection of its own: it never waits for a commit."""

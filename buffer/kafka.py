@@ -19,12 +19,13 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
+from buffer import outbox
 from buffer.binding import from_message
 from buffer.config import KafkaConfig
 from buffer.journal import Journal
-from buffer.log import LogUnavailable
+from buffer.log import Backlog, LogUnavailable
 from buffer.records import STREAMS, Positions, Record, Stream, UnreadableRecord
-from buffer.topics import connect, topic_of
+from buffer.topics import METADATA_AGE_MS, connect, topic_of
 
 POLL_MS = 100
 """How long one reader keeps the consumer before another thread gets a turn."""
@@ -36,7 +37,7 @@ class KafkaLog:
     """A `Log` over `journal`, which it owns and closes. The relay makes the topics.
 
     The broker may be away: then reading raises `LogUnavailable`, or finds nothing new where it was
-    reachable before. Partitions added later are read after a restart.
+    reachable before. Partitions that were added are noticed within `METADATA_AGE_MS`.
     """
 
     def __init__(self, journal: Journal, config: KafkaConfig, *, name: str) -> None:
@@ -48,6 +49,7 @@ class KafkaLog:
         self._at: dict[TopicPartition, int] = {}
         self._stream_of: dict[str, Stream] = {topic_of(config, stream): stream for stream in STREAMS}
         self._closed = False
+        self._unreadable = 0
 
     def append(self, records: Sequence[Record]) -> "Future[None]":
         return self.journal.append(records)
@@ -79,6 +81,9 @@ class KafkaLog:
     def appended(self, stream: Stream, after: int, limit: int = 500) -> list[Record]:
         return self.journal.appended(stream, after, limit)
 
+    def backlog(self) -> Backlog:
+        return replace(outbox.backlog(self.journal), unreadable=self._unreadable)
+
     def close(self) -> None:
         with self._lock:
             self._closed = True
@@ -92,7 +97,9 @@ class KafkaLog:
             if self._closed:
                 raise LogUnavailable("the log is closed", "open it again")
             try:
-                yield self._consumer or self._connect()
+                consumer = self._consumer or self._connect()
+                self._assign(consumer)
+                yield consumer
             except (KafkaError, OSError) as error:
                 self._disconnect()
                 servers = ", ".join(self._config.bootstrap_servers)
@@ -109,17 +116,22 @@ class KafkaLog:
             auto_offset_reset="earliest",
             allow_auto_create_topics=False,
             max_partition_fetch_bytes=4 << 20,
+            metadata_max_age_ms=METADATA_AGE_MS,
         )
         self._consumer = consumer
         self._at = {}
-        for topic in self._stream_of:
-            partitions = consumer.partitions_for_topic(topic)
-            if not partitions:
-                self._disconnect()
-                raise LogUnavailable(f"topic {topic} does not exist", "start the relay: python -m buffer")
-            self._at |= {TopicPartition(topic, partition): -1 for partition in partitions}
-        consumer.assign(list(self._at))
         return consumer
+
+    def _assign(self, consumer: Any) -> None:
+        """Read every partition that the broker has by now."""
+        there = {topic: consumer.partitions_for_topic(topic) for topic in self._stream_of}
+        if missing := [topic for topic, partitions in there.items() if not partitions]:
+            self._disconnect()
+            raise LogUnavailable(f"topic {missing[0]} does not exist", "start the relay: python -m buffer")
+        found = {TopicPartition(topic, number) for topic, numbers in there.items() for number in numbers}
+        if added := found - self._at.keys():
+            self._at |= dict.fromkeys(added, -1)
+            consumer.assign(list(self._at))
 
     def _disconnect(self) -> None:
         consumer, self._consumer = self._consumer, None
@@ -140,6 +152,7 @@ class KafkaLog:
                 record = from_message(self._stream_of[tp.topic], message.value, message.headers)
                 yield replace(record, partition=tp.partition)
             except UnreadableRecord as error:
+                self._unreadable += 1
                 logger.warning(
                     "%s/%d offset %d passed over: %s", tp.topic, tp.partition, message.offset, error
                 )

@@ -7,6 +7,8 @@ read back from the broker), `buffer.memory.MemoryLog` (tests). One conformance s
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from buffer.records import Positions, Record, Stream
@@ -48,6 +50,20 @@ class LogMisconfigured(BufferError):
     code = "log_misconfigured"
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How a log stands to its broker; all zero where it needs none."""
+
+    pending: int = 0
+    """Records appended here that the broker has not acknowledged."""
+    oldest: datetime | None = None
+    """When the first of them was written."""
+    set_aside: int = 0
+    """Records that the broker refused for good. The journal keeps them."""
+    unreadable: int = 0
+    """Messages passed over by this process because they are no records."""
+
+
 class Log(Protocol):
     """An append-only set of streams, each split into partitions that are ordered."""
 
@@ -85,6 +101,10 @@ class Log(Protocol):
 
     def appended(self, stream: Stream, after: int, limit: int = 500) -> list[Record]:
         """What was appended here to a stream behind sequence `after`, in order, but for what was pruned."""
+        ...
+
+    def backlog(self) -> Backlog:
+        """What waits here for a broker. Works without one."""
         ...
 
     def close(self) -> None:

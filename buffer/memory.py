@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime
 
-from buffer.log import BufferError, LogUnavailable, refuse_too_large
+from buffer.log import Backlog, BufferError, LogUnavailable, refuse_too_large
 from buffer.records import STREAMS, Positions, Record, Stream, timestamp
 
 
@@ -61,6 +61,9 @@ class MemoryLog:
     def appended(self, stream: Stream, after: int, limit: int = 500) -> list[Record]:
         with self._changed:
             return [r for r in self._records[after:] if r.stream == stream][:limit]
+
+    def backlog(self) -> Backlog:
+        return Backlog()
 
     def close(self) -> None:
         with self._changed:

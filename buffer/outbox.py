@@ -4,6 +4,7 @@ import sqlite3
 from datetime import datetime
 
 from buffer.journal import COLUMNS, Journal
+from buffer.log import Backlog
 from buffer.records import Record, timestamp
 
 PRUNE_ROWS = 5_000
@@ -20,6 +21,11 @@ class Outbox:
     def __init__(self, journal: Journal, target: str) -> None:
         self._journal = journal
         self.target = target
+
+    def use(self) -> None:
+        """Make this the target that `backlog` speaks of: the last row of its table."""
+        sql = "INSERT OR REPLACE INTO relayed VALUES (?, ?)"
+        self._journal.commit(lambda db: db.execute(sql, (self.target, self.relayed()))).result()
 
     def relayed(self) -> int:
         """The sequence up to which every record is with the broker, or set aside."""
@@ -68,3 +74,17 @@ class Outbox:
             "INSERT INTO relayed VALUES (?, ?) ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)",
             (self.target, sequence),
         )
+
+
+def backlog(journal: Journal) -> Backlog:
+    """What waits for the target in use: everything, before the first was reached."""
+    done = journal.query("SELECT seq FROM relayed ORDER BY rowid DESC LIMIT 1")
+    first = journal.query(
+        "SELECT seq, time FROM records WHERE seq > ? ORDER BY seq LIMIT 1", done[0] if done else (0,)
+    )
+    (aside,) = journal.query("SELECT count(*) FROM poison")[0]
+    if not first:
+        return Backlog(set_aside=aside)
+    ((seq, time),) = first
+    last = journal.ends()["exchanges"][0] - 1  # counting the rows would read all of them
+    return Backlog(last - seq + 1, datetime.fromisoformat(time), aside)

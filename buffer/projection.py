@@ -2,7 +2,8 @@
 
 Streams are read side by side, so a record may come before one of another stream that it refers to:
 a decision before its feedback, feedback before its exchange. Every function here allows for that, and
-applying a record twice is the same as applying it once.
+applying a record twice is the same as applying it once. Where partitions were added to a stream, that holds
+for the records within it, too: a withdrawal may come before its feedback.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ from buffer.records import (
     UnreadableRecord,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE positions (stream TEXT, partition INT, offset INT,
                         PRIMARY KEY (stream, partition)) WITHOUT ROWID;
@@ -45,6 +46,7 @@ CREATE TABLE feedback (feedback_id TEXT PRIMARY KEY, principal TEXT, completion_
 CREATE INDEX feedback_by_exchange ON feedback (completion_id);
 CREATE INDEX feedback_by_question ON feedback (principal, question);
 CREATE UNIQUE INDEX feedback_by_key ON feedback (principal, idempotency_key);
+CREATE TABLE withdrawals (feedback_id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE decisions (feedback_id TEXT PRIMARY KEY, decision TEXT, reason TEXT) WITHOUT ROWID;
 CREATE TABLE rounds (round INTEGER PRIMARY KEY, planned BLOB, planned_at REAL, ended BLOB, ended_at REAL);
 CREATE TABLE lessons (feedback_id TEXT, round INT, PRIMARY KEY (feedback_id, round)) WITHOUT ROWID;
@@ -98,6 +100,7 @@ def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
             _feedback_given(db, payload, at)
             _remember(db, record, payload.feedback_id)
         case FeedbackWithdrawn():
+            db.execute("INSERT OR IGNORE INTO withdrawals VALUES (?)", (payload.feedback_id,))
             db.execute("UPDATE feedback SET withdrawn = 1 WHERE feedback_id = ?", (payload.feedback_id,))
         case FeedbackTriaged():
             db.executemany(
@@ -172,7 +175,8 @@ def _feedback_given(db: sqlite3.Connection, given: FeedbackGiven, at: float) -> 
         question = question_key(given.principal, [m.model_dump() for m in given.messages])
     db.execute(
         "INSERT OR IGNORE INTO feedback (feedback_id, principal, completion_id, question, teaches,"
-        " idempotency_key, received, given, erased) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " idempotency_key, received, given, erased, withdrawn) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,"
+        " EXISTS (SELECT 1 FROM withdrawals WHERE feedback_id = ?1))",
         (
             given.feedback_id,
             given.principal,

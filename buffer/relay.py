@@ -6,13 +6,17 @@ repetition and be lost. An idempotent producer alone does not promise that, beca
 and goes on with the next. Hence a *flight*: records that make one batch per partition. A batch is written
 whole or not at all, and the next flight starts after all of this one is known; what failed is sent again
 from there on.
+
+Partitions may be added meanwhile: `partition_of` moves a key to an added one only, where nothing of a later
+flight can be. A tombstone goes to every partition there is, because its record was written when there may
+have been fewer, perhaps by another relay; where it finds nothing it does nothing.
 """
 
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -27,37 +31,44 @@ from kafka.errors import (
 )
 
 from buffer.binding import Message, partition_of, to_message
-from buffer.config import BufferConfig, KafkaConfig
+from buffer.config import BufferConfig
 from buffer.journal import POLL_S, Journal
 from buffer.log import LogFull, LogUnavailable
 from buffer.outbox import Outbox
-from buffer.records import STREAMS, Record
-from buffer.topics import FLIGHT_BYTES, connect, ensure_topics, partitions_of, topic_of
+from buffer.records import STREAMS, Record, Stream
+from buffer.topics import FLIGHT_BYTES, KEYED, METADATA_AGE_MS, connect, ensure_topics, topic_of
 
 FLIGHT_RECORDS = 1_000
 REFUSALS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidRecordError)
 """Errors that say something about the record, so that sending it again is no use."""
 BACKOFF_S = (0.25, 10.0)
+REFRESH_S = 10.0
 PRUNE_EVERY_S = 60.0
 
 logger = logging.getLogger(__name__)
 
 
-def plan_flight(records: Sequence[Record], config: KafkaConfig) -> list[tuple[Record, Message, int]]:
+Flight = list[tuple[Record, Message, Sequence[int]]]
+"""Records with the partitions that each goes to."""
+
+
+def plan_flight(records: Sequence[Record], partitions: Mapping[Stream, int]) -> Flight:
     """The longest prefix of `records` of which each partition's part fits one batch, with their partitions.
 
-    A record above `FLIGHT_BYTES` has its partition for itself.
+    `partitions` says how many each stream has. A tombstone goes to all of them. A record above
+    `FLIGHT_BYTES` has its partition for itself.
     """
-    flight: list[tuple[Record, Message, int]] = []
-    filled: dict[tuple[str, int], int] = {}
+    flight: Flight = []
+    filled: dict[tuple[Stream, int], int] = {}
     for record in records:
-        message = to_message(record)
-        partition = partition_of(record.partition_key, partitions_of(config, record.stream))
-        before = filled.get((record.stream, partition), 0)
+        message, count = to_message(record), partitions[record.stream]
+        to = range(count) if record.data is None else (partition_of(record.partition_key, count),)
+        before = max(filled.get((record.stream, partition), 0) for partition in to)
         if before and before + message.size() > FLIGHT_BYTES:
             break
-        filled[record.stream, partition] = before + message.size()
-        flight.append((record, message, partition))
+        for partition in to:
+            filled[record.stream, partition] = filled.get((record.stream, partition), 0) + message.size()
+        flight.append((record, message, to))
     return flight
 
 
@@ -68,6 +79,7 @@ class Relay:
         self._journal = journal
         self._config = config
         self._one_by_one = 0
+        self._partitions: dict[Stream, int] = {}
         self._stop = threading.Event()
         self._give_up_at = float("inf")
         self._prune_at = 0.0
@@ -97,7 +109,8 @@ class Relay:
                 if self._stop.is_set():
                     logger.warning("stopped early; the journal keeps the rest: %r", error)
                     return
-                logger.warning("cannot relay, next try in %.1f s: %r", pause, error)
+                hint = getattr(error, "hint", "")
+                logger.warning("cannot relay, next try in %.1f s: %r%s", pause, error, hint and f" ({hint})")
             self._stop.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311
             pause = min(2 * pause, longest)
 
@@ -119,11 +132,13 @@ class Relay:
             linger_ms=30_000,
             delivery_timeout_ms=60_000,
             max_block_ms=10_000,
+            metadata_max_age_ms=METADATA_AGE_MS,
         )
         try:
-            for stream in STREAMS:
-                producer.partitions_for(topic_of(kafka, stream))  # or the first `send` of each would block
-            yield Outbox(self._journal, f"{cluster}/{kafka.topic_prefix}"), producer
+            self._count_partitions(producer)  # or the first `send` to each topic would block
+            outbox = Outbox(self._journal, f"{cluster}/{kafka.topic_prefix}")
+            outbox.use()
+            yield outbox, producer
         finally:
             _abandon(producer)
 
@@ -133,7 +148,10 @@ class Relay:
             self._prune(outbox)
             pending = outbox.pending(1 if self._one_by_one else FLIGHT_RECORDS)
             if pending:
-                if not self._fly(outbox, producer, plan_flight(pending, self._config.kafka)):
+                if any(record.data is None for record in pending):
+                    _refresh(producer)  # its record may lie in a partition that is new
+                self._count_partitions(producer)
+                if not self._fly(outbox, producer, plan_flight(pending, self._partitions)):
                     return False
             elif self._stop.is_set():
                 break
@@ -141,32 +159,49 @@ class Relay:
                 self._stop.wait(POLL_S)
         return True
 
-    def _fly(self, outbox: Outbox, producer: Any, flight: list[tuple[Record, Message, int]]) -> bool:
+    def _count_partitions(self, producer: Any) -> None:
+        """Go by the broker's count. It never falls: what is in doubt would be sent behind later records."""
+        for stream in STREAMS:
+            topic = topic_of(self._config.kafka, stream)
+            count = len(producer.partitions_for(topic)) if stream in KEYED else 1
+            if count < self._partitions.get(stream, 1):
+                raise LogUnavailable(
+                    f"topic {topic} has {count} partitions and had {self._partitions[stream]}",
+                    "if it was made anew, start the relay again",
+                )
+            self._partitions[stream] = count
+
+    def _fly(self, outbox: Outbox, producer: Any, flight: Flight) -> bool:
         """Send one flight and move the watermark over the part that arrived; False after a refusal.
 
         Raises `KafkaError` when the rest is to be sent again. kafka-python's idempotent producer answers
         everything with its first refusal from then on, so only that of a record alone says who is at fault.
         """
-        futures = [
-            producer.send(
-                topic_of(self._config.kafka, record.stream),
-                key=message.key,
-                value=message.value,
-                headers=message.headers,
-                partition=partition,
-            )
-            for record, message, partition in flight
+        sent = [
+            [
+                producer.send(
+                    topic_of(self._config.kafka, record.stream),
+                    key=message.key,
+                    value=message.value,
+                    headers=message.headers,
+                    partition=partition,
+                )
+                for partition in partitions
+            ]
+            for record, message, partitions in flight
         ]
-        self._await(producer, futures)
-        arrived = next((i for i, future in enumerate(futures) if not future.succeeded()), len(futures))
+        self._await(producer, [future for futures in sent for future in futures])
+        failed = [[future.exception for future in futures if not future.succeeded()] for futures in sent]
+        arrived = next((i for i, errors in enumerate(failed) if errors), len(flight))
         self._one_by_one = max(self._one_by_one - arrived, 0)
         if arrived:
             outbox.advance(flight[arrived - 1][0].sequence)
         if arrived == len(flight):
             return True
-        error, record = futures[arrived].exception, flight[arrived][0]
-        if not isinstance(error, REFUSALS):
-            raise error
+        record = flight[arrived][0]
+        for error in failed[arrived]:
+            if not isinstance(error, REFUSALS):
+                raise error
         if len(flight) > 1:
             self._one_by_one = len(flight) - arrived
             return False
@@ -190,6 +225,16 @@ class Relay:
             self._prune_at = time.monotonic() + PRUNE_EVERY_S
             if gone := outbox.prune(datetime.now(UTC) - timedelta(days=self._config.keep_relayed_days)):
                 logger.info("forgot %d records that the broker has", gone)
+
+
+def _refresh(producer: Any) -> None:
+    """Ask the broker how many partitions there are now. Raises `KafkaError`."""
+    asked, answered = producer._metadata.request_update(), threading.Event()
+    asked.add_both(lambda _: answered.set())
+    if not answered.wait(REFRESH_S):
+        raise KafkaTimeoutError(f"no metadata within {REFRESH_S} s")
+    if asked.failed():
+        raise asked.exception
 
 
 def _abandon(producer: Any) -> None:

@@ -5,19 +5,46 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
-from kafka.errors import KafkaConfigurationError, TopicAlreadyExistsError
+from kafka.errors import (
+    KafkaConfigurationError,
+    KafkaError,
+    SaslAuthenticationFailedError,
+    TopicAlreadyExistsError,
+    UnsupportedSaslMechanismError,
+)
 from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
 
 from buffer.config import KafkaConfig
-from buffer.log import LogMisconfigured
+from buffer.log import BufferError, LogMisconfigured, LogUnavailable
 from buffer.records import STREAMS, Stream
 
+UNREACHABLE = (
+    "check that the broker runs, and what client in [buffer.kafka] says of security_protocol, sasl_mechanism"
+    " and ssl_cafile"
+)
+REFUSED_LOGIN = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError)
 CLIENTS = (KafkaAdminClient, KafkaConsumer, KafkaProducer)
 HOUR_MS = 3_600_000
+METADATA_AGE_MS = 30_000
+"""How soon relays and readers notice that partitions were added."""
+KEYED: tuple[Stream, ...] = ("exchanges", "feedback")
+"""Streams with any number of partitions. The others have one each, because their order decides."""
 FLIGHT_BYTES = 256 << 10
 """What the relay puts into one batch; every topic must take as much."""
+WHY = {
+    "cleanup.policy": "what is erased must leave the disk, and nothing else may",
+    "retention.ms": "views are rebuilt from its start",
+    "retention.bytes": "views are rebuilt from its start",
+    "min.insync.replicas": "it says how many copies an acknowledgement stands for",
+    "max.message.bytes": f"the relay sends up to {FLIGHT_BYTES} at once",
+}
+"""Settings that must be as wanted."""
 
 logger = logging.getLogger(__name__)
+if not logging.getLogger("kafka").level:  # unless somebody wants to see it
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it repeats, at every retry, what we say once
 
 
 def topic_of(config: KafkaConfig, stream: Stream) -> str:
@@ -25,8 +52,8 @@ def topic_of(config: KafkaConfig, stream: Stream) -> str:
 
 
 def partitions_of(config: KafkaConfig, stream: Stream) -> int:
-    """Control and rounds have one partition each, because their order decides."""
-    return config.partitions if stream in ("exchanges", "feedback") else 1
+    """How many it is made with."""
+    return config.partitions if stream in KEYED else 1
 
 
 def settings_of(config: KafkaConfig, stream: Stream) -> dict[str, str]:
@@ -42,7 +69,7 @@ def settings_of(config: KafkaConfig, stream: Stream) -> dict[str, str]:
         "max.message.bytes": str((1 << 20) + 12),
         "min.insync.replicas": str(config.min_insync_replicas),
     }
-    if stream in ("exchanges", "feedback"):
+    if stream in KEYED:
         settings |= {
             "cleanup.policy": "compact",
             "min.cleanable.dirty.ratio": "0.01",
@@ -56,8 +83,8 @@ def settings_of(config: KafkaConfig, stream: Stream) -> dict[str, str]:
 def connect(client: Any, config: KafkaConfig, name: str, **own: Any) -> Any:
     """A client of that class, with those of the user's settings that it knows. `own` are its defaults.
 
-    Raises `LogMisconfigured` for settings that no client knows or that contradict each other, `KafkaError`
-    when the broker is away.
+    Raises `LogMisconfigured` for settings that no client knows or that contradict each other, and where the
+    broker refuses the login; `LogUnavailable` when it is away or cannot be talked to this way.
     """
     known = {key for each in CLIENTS for key in each.DEFAULT_CONFIG}
     if unknown := sorted(config.client.keys() - known):
@@ -74,26 +101,57 @@ def connect(client: Any, config: KafkaConfig, name: str, **own: Any) -> Any:
         **own,
         **{key: value for key, value in config.client.items() if key in client.DEFAULT_CONFIG},
     }
-    networks: list[Any] = []
+    network: Any = None
+    failures: list[Exception] = []
 
-    def network(**its: Any) -> Any:
-        networks.append(KafkaNetClient(**its))
-        return networks[-1]
+    def make_network(**its: Any) -> Any:
+        nonlocal network
+        selector = NetworkSelector(**its)
+        network = KafkaNetClient(selector, _Connections(failures, selector, **its))
+        return network
 
     try:
-        return client(**settings, kafka_client=network)
+        return client(**settings, kafka_client=make_network)
     except Exception as error:
-        for each in networks:
-            each.close()  # a client that cannot be built leaves its thread behind, trying for ever
-        if isinstance(error, KafkaConfigurationError):
-            raise LogMisconfigured(f"Kafka client: {error}", "correct client in [buffer.kafka]") from error
-        raise
+        if network is not None:
+            network.close()  # a client that cannot be built leaves its thread behind, trying for ever
+        if (explained := _explain(error, failures, config)) is None:
+            raise
+        raise explained from error
+
+
+class _Connections(KafkaConnectionManager):  # type: ignore[misc]
+    """Keeps why connections could not be made. kafka-python logs it and goes on trying until time is up."""
+
+    def __init__(self, failures: list[Exception], *arguments: Any, **settings: Any) -> None:
+        self._failures = failures
+        super().__init__(*arguments, **settings)
+
+    def get_connection(self, *arguments: Any, **settings: Any) -> Any:
+        connection = super().get_connection(*arguments, **settings)
+        connection.init_future.add_errback(self._failures.append)
+        return connection
+
+
+def _explain(error: Exception, failures: list[Exception], config: KafkaConfig) -> BufferError | None:
+    """What a person can act on, of a client that could not be built."""
+    servers = ", ".join(config.bootstrap_servers)
+    if isinstance(error, KafkaConfigurationError):
+        return LogMisconfigured(f"Kafka client: {error}", "correct client in [buffer.kafka]")
+    if refused := [one for one in failures if isinstance(one, REFUSED_LOGIN)]:
+        return LogMisconfigured(
+            f"{servers} refuses the login: {refused[0]}",
+            "correct sasl_mechanism, and the user and password of it, of client in [buffer.kafka]",
+        )
+    if isinstance(error, KafkaError | OSError):
+        return LogUnavailable(f"{servers}: {failures[0] if failures else error!r}", UNREACHABLE)
+    return None
 
 
 def ensure_topics(config: KafkaConfig, *, name: str) -> str:
     """Make the topics that are missing, check those that are there, and return the cluster's id.
 
-    Raises `LogMisconfigured` where a topic contradicts the settings, `KafkaError` where the broker is away.
+    Raises `LogMisconfigured` where a topic contradicts the settings, else as `connect`, or `KafkaError`.
     """
     admin = connect(KafkaAdminClient, config, name)
     try:
@@ -124,30 +182,45 @@ def _create(admin: Any, config: KafkaConfig, stream: Stream) -> None:
 
 
 def _check(admin: Any, config: KafkaConfig, stream: Stream) -> None:
-    topic, wanted = topic_of(config, stream), partitions_of(config, stream)
-    (description,) = admin.describe_topics([topic])
-    count = len(description["partitions"])
-    if count != wanted:
-        key = f"set partitions = {count} in [buffer.kafka]" if wanted > 1 else "use another topic_prefix"
+    (description,) = admin.describe_topics([topic_of(config, stream)])
+    partitions = description["partitions"]
+    _check_layout(config, stream, len(partitions), min(len(each["replica_nodes"]) for each in partitions))
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic_of(config, stream))
+    found = admin.describe_configs([resource], config_filter="all")["topic"][topic_of(config, stream)]
+    _check_settings(config, stream, {name: entry["value"] for name, entry in found.items()})
+
+
+def _check_layout(config: KafkaConfig, stream: Stream, partitions: int, replicas: int) -> None:
+    topic = topic_of(config, stream)
+    tool = f"kafka-topics.sh --bootstrap-server {config.bootstrap_servers[0]} --alter --topic {topic}"
+    if stream in KEYED and partitions < config.partitions:
         raise LogMisconfigured(
-            f"topic {topic} has {count} partitions, not {wanted}",
-            f"{key}: records of one conversation would be split over two partitions",
+            f"topic {topic} has {partitions} partitions, fewer than {config.partitions}",
+            f"{tool} --partitions {config.partitions}, or set partitions = {partitions} in [buffer.kafka]",
         )
-    resource = ConfigResource(ConfigResourceType.TOPIC, topic)
-    found = admin.describe_configs([resource], config_filter="all")["topic"][topic]
-    policy, wants = found["cleanup.policy"]["value"], settings_of(config, stream)["cleanup.policy"]
-    if policy != wants:
+    if stream not in KEYED and partitions != 1:
         raise LogMisconfigured(
-            f"topic {topic} has cleanup.policy={policy}, not {wants}",
-            f"kafka-configs --alter --topic {topic} --add-config cleanup.policy={wants}",
+            f"topic {topic} has {partitions} partitions, and the order of its records decides",
+            "use another topic_prefix in [buffer.kafka]: partitions cannot be taken away",
         )
-    if wants == "delete" and found["retention.ms"]["value"] != "-1":
+    if replicas < config.replication_factor:
         raise LogMisconfigured(
-            f"topic {topic} forgets after {found['retention.ms']['value']} ms, and views are rebuilt from it",
-            f"kafka-configs --alter --topic {topic} --add-config retention.ms=-1",
+            f"topic {topic} has {replicas} replicas, fewer than {config.replication_factor}",
+            f"add some with kafka-reassign-partitions.sh, or set replication_factor = {replicas}"
+            " in [buffer.kafka]",
         )
-    if int(found["max.message.bytes"]["value"]) < FLIGHT_BYTES:
-        raise LogMisconfigured(
-            f"topic {topic} takes batches of {found['max.message.bytes']['value']} bytes only",
-            f"kafka-configs --alter --topic {topic} --add-config max.message.bytes={(1 << 20) + 12}",
-        )
+
+
+def _check_settings(config: KafkaConfig, stream: Stream, found: dict[str, str]) -> None:
+    """What matters must be as wanted; of the rest an operator may think otherwise."""
+    topic, wanted = topic_of(config, stream), settings_of(config, stream)
+    kept = "" if stream in KEYED else "retention.ms retention.bytes"
+    tool = f"kafka-configs.sh --bootstrap-server {config.bootstrap_servers[0]} --alter --topic {topic}"
+    for name in f"cleanup.policy {kept} min.insync.replicas max.message.bytes".split():
+        value, wants = found[name], wanted[name]
+        if value == wants or (name == "max.message.bytes" and int(value) >= FLIGHT_BYTES):
+            continue
+        hint = f"{tool} --add-config {name}={wants}"
+        if name == "min.insync.replicas":
+            hint += f", or set min_insync_replicas = {value} in [buffer.kafka]"
+        raise LogMisconfigured(f"topic {topic} has {name}={value}, not {wants}: {WHY[name]}", hint)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from buffer.client import Buffer
@@ -90,12 +90,30 @@ class _BufferCollector(Collector):
         for verdict, count in verdicts.items():
             rounds.add_metric([verdict], count)
         yield rounds
+        yield from self._of_log()
         try:
             ends = self._buffer.log.ends()
         except BufferError:
             return
         about = "Records of the log that the view has not read yet, of the partition that lags most."
         yield GaugeMetricFamily("apprentice_view_lag_records", about, value=lag(self._view.positions(), ends))
+
+    def _of_log(self) -> Iterator[Metric]:
+        """Where records go on to a broker: the gateway shares the relay's journal, not its process."""
+        try:
+            backlog = self._buffer.log.backlog()
+        except BufferError:
+            return
+        age = time.time() - backlog.oldest.timestamp() if backlog.oldest is not None else 0.0
+        gauges: list[tuple[str, str, float]] = [
+            ("pending_records", "Records that wait for the broker.", backlog.pending),
+            ("pending_seconds", "Age of the oldest record that waits for the broker.", max(age, 0.0)),
+            ("set_aside_records", "Records that the broker refused for good.", backlog.set_aside),
+        ]
+        for name, about, value in gauges:
+            yield GaugeMetricFamily(f"apprentice_log_{name}", about, value=value)
+        about = "Messages on the log's topics that were passed over: they are no records."
+        yield CounterMetricFamily("apprentice_log_unreadable_messages", about, value=backlog.unreadable)
 
     def describe(self) -> Iterable[Metric]:
         return []

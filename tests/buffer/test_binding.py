@@ -56,8 +56,17 @@ def test_a_partition_is_within_bounds(key: str, partitions: int) -> None:
     assert 0 <= partition_of(key, partitions) < partitions
 
 
+@given(TEXT, st.integers(1, 100), st.integers(0, 100))
+def test_more_partitions_move_a_key_only_to_one_of_those_that_were_added(
+    key: str, before: int, added: int
+) -> None:
+    now = partition_of(key, before + added)
+    assert now == partition_of(key, before) or now >= before
+
+
 def test_a_partition_is_the_same_in_every_release() -> None:
     assert [partition_of(key, 8) for key in ("", "a", "conversation", "é")] == [0, 3, 1, 6]
+    assert [partition_of(key, 6) for key in ("", "a", "conversation", "é")] == [0, 3, 1, 2]
 
 
 def test_keys_spread_over_all_partitions() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from buffer.journal import Journal
-from buffer.outbox import Outbox
+from buffer.log import Backlog
+from buffer.outbox import Outbox, backlog
 from tests.buffer.conftest import START, ids, make
 
 LATER = START + timedelta(days=1)
@@ -68,3 +69,19 @@ def test_what_was_set_aside_stays_with_its_reason_until_it_is_erased(journal: Jo
     journal.append([record.tombstone(START)]).result()
     ((record, _),) = outbox.poisoned()
     assert record.data is None
+
+
+def test_the_backlog_is_what_the_target_in_use_has_not_got(journal: Journal) -> None:
+    assert (backlog(journal).pending, backlog(journal).oldest) == (10, make(0).time)
+    here, there = Outbox(journal, "here"), Outbox(journal, "there")
+    here.use()
+    here.advance(7)
+    assert (backlog(journal).pending, backlog(journal).oldest) == (3, make(7).time)
+    there.use()
+    assert backlog(journal).pending == 10
+    here.use()
+    assert backlog(journal).pending == 3
+    here.set_aside(8, "too large")
+    here.advance(10)
+    here.prune(LATER)
+    assert backlog(journal) == Backlog(pending=0, oldest=None, set_aside=1)

@@ -1,5 +1,6 @@
 """The relay against a real broker: what it promises when something breaks."""
 
+import itertools
 import os
 import re
 import signal
@@ -7,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,13 +23,13 @@ from buffer.binding import partition_of
 from buffer.config import BufferConfig, KafkaConfig
 from buffer.journal import Journal
 from buffer.kafka import KafkaLog
-from buffer.log import LogMisconfigured, LogUnavailable
+from buffer.log import Backlog, LogMisconfigured, LogUnavailable
 from buffer.outbox import Outbox
-from buffer.records import STREAMS, Positions, Record
+from buffer.records import STREAMS, Positions, Record, Stream
 from buffer.relay import plan_flight
 from buffer.topics import FLIGHT_BYTES, ensure_topics, settings_of, topic_of
 from tests.buffer.conftest import START, ids, kafka_settings, make, read_until
-from tests.kafka_broker import HOW_TO_GET_ONE, Broker, kafka_home
+from tests.kafka_broker import HOW_TO_GET_ONE, Broker, Cluster, kafka_home
 
 kafka = pytest.mark.kafka
 RunRelay = Callable[[Path, BufferConfig], None]
@@ -36,32 +38,68 @@ RunRelay = Callable[[Path, BufferConfig], None]
 # --- planning ------------------------------------------------------------------------------------------
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(STREAMS),
-            st.sampled_from("abcdef"),
-            st.sampled_from([10, 10_000, 90_000, 400_000]),
-        ),
-        min_size=1,
-        max_size=60,
-    )
+SHAPES = st.lists(
+    st.tuples(
+        st.sampled_from(STREAMS),
+        st.sampled_from("abcdef"),
+        st.sampled_from([10, 10_000, 90_000, 400_000, None]),
+    ),
+    min_size=1,
+    max_size=60,
 )
-def test_a_flight_is_a_prefix_with_one_batch_per_partition(shapes: list[tuple[str, str, int]]) -> None:
-    config = KafkaConfig(partitions=3)
-    records = [
-        make(number, key=key, stream=stream, data=b"x" * size)  # type: ignore[arg-type]
+
+
+def shaped(shapes: list[tuple[Stream, str, int | None]]) -> list[Record]:
+    """A record of each stream, key and size; a tombstone where there is no size."""
+    return [
+        replace(make(number, key=key, stream=stream), data=None if size is None else b"x" * size)
         for number, (stream, key, size) in enumerate(shapes)
     ]
-    flight = plan_flight(records, config)
+
+
+def counts(keyed: int) -> dict[Stream, int]:
+    return {"exchanges": keyed, "feedback": keyed, "control": 1, "rounds": 1}
+
+
+@given(SHAPES)
+def test_a_flight_is_a_prefix_with_one_batch_per_partition(
+    shapes: list[tuple[Stream, str, int | None]],
+) -> None:
+    records = shaped(shapes)
+    flight = plan_flight(records, counts(3))
     assert [record for record, _, _ in flight] == records[: len(flight)]
     assert flight, "nothing would ever be sent"
     parts: dict[tuple[str, int], list[int]] = {}
-    for record, message, partition in flight:
-        count = 3 if record.stream in ("exchanges", "feedback") else 1
-        assert partition == partition_of(record.partition_key, count)
-        parts.setdefault((record.stream, partition), []).append(message.size())
+    for record, message, partitions in flight:
+        count = counts(3)[record.stream]
+        everywhere = record.data is None
+        assert [*partitions] == [*range(count)] if everywhere else [partition_of(record.partition_key, count)]
+        for partition in partitions:
+            parts.setdefault((record.stream, partition), []).append(message.size())
     assert all(len(sizes) == 1 or sum(sizes) <= FLIGHT_BYTES for sizes in parts.values())
+
+
+@given(SHAPES, st.integers(1, 9), st.integers(0, 9), st.data())
+def test_what_is_sent_again_to_more_partitions_never_comes_behind_what_was_sent_after_it(
+    shapes: list[tuple[Stream, str, int | None]], before: int, added: int, data: st.DataObject
+) -> None:
+    """Some batches of a flight are written; it is sent again by the new count, read by the view's rule."""
+    records = [replace(r, source="here", sequence=number) for number, r in enumerate(shaped(shapes), 1)]
+    first = plan_flight(records, counts(before))
+    written = data.draw(st.sets(st.tuples(st.sampled_from(STREAMS), st.integers(0, before - 1))))
+    sent = [
+        (r, partition)
+        for r, _, partitions in first
+        for partition in partitions
+        if (r.stream, partition) in written
+    ]
+    left = records
+    while left:
+        flight = plan_flight(left, counts(before + added))
+        sent += [(record, partition) for record, _, partitions in flight for partition in partitions]
+        left = left[len(flight) :]
+    applied = {record.sequence for record in by_the_views_rule([replace(r, partition=p) for r, p in sent])}
+    assert applied == {record.sequence for record in records}
 
 
 # --- the process ---------------------------------------------------------------------------------------
@@ -98,6 +136,18 @@ def relay_process(directory: Path, *arguments: str, ready: bool = True) -> Itera
         process.stderr.close()
 
 
+def by_the_views_rule(records: Sequence[Record]) -> list[Record]:
+    """Without repetitions: what is at or below the watermark of its source, stream and partition."""
+    watermarks: dict[tuple[str, str, int], int] = {}
+    kept: list[Record] = []
+    for record in records:
+        part = (record.source, record.stream, record.partition)
+        if record.sequence > watermarks.get(part, 0):
+            watermarks[part] = record.sequence
+            kept.append(record)
+    return kept
+
+
 @kafka
 def test_a_relay_that_is_killed_loses_nothing_and_repeats_in_order(
     tmp_path: Path, settings: BufferConfig
@@ -122,14 +172,7 @@ def test_a_relay_that_is_killed_loses_nothing_and_repeats_in_order(
         records += some
     log.close()
 
-    # read as the view reads: a record at or below the watermark of its source and partition is a repetition
-    watermarks: dict[tuple[str, int], int] = {}
-    kept: list[Record] = []
-    for record in records:
-        part = (record.source, partition_of(record.partition_key, settings.kafka.partitions))
-        if record.sequence > watermarks.get(part, 0):
-            watermarks[part] = record.sequence
-            kept.append(record)
+    kept = by_the_views_rule(records)
     assert len(kept) == 2000
     for key in {record.partition_key for record in kept}:
         mine = [record.time for record in kept if record.partition_key == key]
@@ -239,10 +282,72 @@ def test_a_broker_outage_fails_no_append_and_is_caught_up(
     assert list(unique) == ids([make(number) for number in range(200)])
 
 
+@kafka
+def test_three_brokers_of_which_leaders_are_killed_lose_nothing_and_keep_the_order(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, run_relay: RunRelay
+) -> None:
+    home = kafka_home()
+    if home is None:
+        pytest.skip(HOW_TO_GET_ONE)
+    with Cluster(home, tmp_path_factory.mktemp("kafka")) as cluster:
+        config = KafkaConfig(
+            bootstrap_servers=cluster.bootstrap, partitions=3, replication_factor=3, min_insync_replicas=2
+        )
+        topic = topic_of(config, "exchanges")
+        path, stop, written = tmp_path / "journal.db", threading.Event(), itertools.count()
+        run_relay(path, BufferConfig(backend="kafka", kafka=config))
+        log = KafkaLog(Journal(path), config, name="test")
+
+        def append() -> None:
+            while not stop.wait(0.002):
+                number = next(written)
+                log.append([make(number, key=f"key-{number % 11}", data=b"x" * 500)]).result()
+
+        appending = threading.Thread(target=append)
+        appending.start()
+        records, positions = read_until(log, 100)
+        killed = []
+        for _ in range(2):
+            leader = partition_state(config, topic)["leader_id"]
+            killed.append(leader)
+            cluster.brokers[leader - 1].kill()
+            while_away = next(written)
+            some, positions = read_until(log, lambda more, at=while_away: reaches(more, at), positions)  # type: ignore[misc]
+            records += some
+            cluster.brokers[leader - 1].start()
+            while len(partition_state(config, topic)["isr_nodes"]) < 3:
+                some, positions = log.read(positions, wait_s=0.1)
+                records += some
+        stop.set()
+        appending.join()
+        expected = {record.sequence for record in log.appended("exchanges", 0, 1_000_000)}
+        some, _ = read_until(log, lambda more: expected <= {r.sequence for r in (*records, *more)}, positions)
+        log.close()
+    assert len(set(killed)) == 2
+    kept = by_the_views_rule(records + some)
+    assert sorted(record.sequence for record in kept) == sorted(expected)
+    for key in {record.partition_key for record in kept}:
+        mine = [record.sequence for record in kept if record.partition_key == key]
+        assert mine == sorted(mine)
+
+
+def reaches(records: list[Record], number: int) -> bool:
+    """Whether one of them was appended after the number was drawn."""
+    return any(record.time > START + timedelta(milliseconds=number) for record in records)
+
+
+def partition_state(config: KafkaConfig, topic: str) -> dict[str, Any]:
+    """What the cluster says of the topic's first partition."""
+    with admin(config) as client:
+        (found,) = client.describe_topics([topic])
+    return next(dict(each) for each in found["partitions"] if each["partition_index"] == 0)
+
+
 def test_reading_without_a_broker_is_unavailable_and_appending_works(tmp_path: Path) -> None:
     config = KafkaConfig(bootstrap_servers=["127.0.0.1:9"], client={"bootstrap_timeout_ms": 300})
     log = KafkaLog(Journal(tmp_path / "journal.db"), config, name="test")
     log.append([make(1)]).result()
+    assert (log.backlog().pending, log.backlog().oldest) == (1, make(1).time)
     before = threading.active_count()
     for _ in range(2):
         with pytest.raises(LogUnavailable, match=re.escape("127.0.0.1:9")):
@@ -280,7 +385,10 @@ def test_a_record_that_the_broker_refuses_is_set_aside(
     records, _ = read_until(log, lambda records: "exchanges-9" in ids(records))
     target = f"{ensure_topics(settings.kafka, name='test')}/{settings.kafka.topic_prefix}"
     poisoned = Outbox(journal, target).poisoned()
+    records += read_until(log, lambda _: log.backlog().pending == 0)[0]
+    backlog = log.backlog()
     log.close()
+    assert backlog == Backlog(pending=0, oldest=None, set_aside=2)
     assert [record.id for record, _ in poisoned] == ["exchanges-1", "exchanges-3"]
     assert all("MessageSizeTooLarge" in reason for _, reason in poisoned)
     assert set(ids(records)) == {f"exchanges-{number}" for number in (2, *range(4, 10))}
@@ -301,27 +409,100 @@ def test_other_peoples_messages_are_passed_over(
     records, positions = read_until(log, 1)
     assert ids(records) == ["control-1"]
     assert positions["control"] == {0: 2}
+    assert log.backlog().unreadable == 1
     log.close()
 
 
-def create_topic(config: KafkaConfig, partitions: int, changes: dict[str, str]) -> None:
-    from kafka import KafkaAdminClient
+def create_topic(
+    config: KafkaConfig, partitions: int, changes: dict[str, str], stream: Stream = "exchanges"
+) -> None:
     from kafka.admin import NewTopic
 
-    admin = KafkaAdminClient(bootstrap_servers=config.bootstrap_servers)
-    topic = NewTopic(
-        topic_of(config, "exchanges"), partitions, 1, topic_configs=settings_of(config, "exchanges") | changes
-    )
-    admin.create_topics([topic])
-    admin.wait_for_topics([topic.name])
-    admin.close()
+    settings = settings_of(config, stream) | changes
+    with admin(config) as client:
+        client.create_topics([NewTopic(topic_of(config, stream), partitions, 1, topic_configs=settings)])
+        client.wait_for_topics([topic_of(config, stream)])
+
+
+def add_partitions(config: KafkaConfig, stream: Stream, count: int) -> None:
+    from kafka.admin import NewPartitions
+
+    with admin(config) as client:
+        client.create_partitions({topic_of(config, stream): NewPartitions(count)})
+
+
+@contextmanager
+def admin(config: KafkaConfig) -> Iterator[Any]:
+    from kafka import KafkaAdminClient
+
+    client = KafkaAdminClient(bootstrap_servers=config.bootstrap_servers)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@kafka
+def test_partitions_that_are_added_are_written_and_read_without_a_restart(
+    tmp_path: Path, settings: BufferConfig, run_relay: RunRelay
+) -> None:
+    kafka = settings.kafka.model_copy(update={"client": {"metadata_max_age_ms": 200}})
+    settings = settings.model_copy(update={"kafka": kafka})
+    run_relay(tmp_path / "journal.db", settings)
+    log = KafkaLog(Journal(tmp_path / "journal.db"), kafka, name="test")
+    log.append([make(number, key=f"key-{number}") for number in range(50)]).result()
+    _, positions = read_until(log, 50)
+    add_partitions(kafka, "exchanges", 8)
+    new: set[int] = set()
+    number = 50
+    while new != {3, 4, 5, 6, 7} and number < 5_000:
+        log.append([make(number + more, key=f"key-{number + more}") for more in range(50)]).result()
+        number += 50
+        records, positions = read_until(log, 50, positions)
+        assert ids(sorted(records, key=lambda record: record.sequence)) == ids(
+            [make(each) for each in range(number - 50, number)]
+        )
+        new |= {record.partition for record in records if record.partition >= 3}
+    assert new == {3, 4, 5, 6, 7}
+    assert positions == log.ends()
+    log.close()
+
+
+@kafka
+def test_a_tombstone_reaches_its_record_wherever_that_was_written(
+    tmp_path: Path, settings: BufferConfig, run_relay: RunRelay
+) -> None:
+    """By a relay that knew of fewer partitions, or by another that knows of more: hence the long age."""
+    run_relay(tmp_path / "here.db", settings)
+    here = KafkaLog(Journal(tmp_path / "here.db"), settings.kafka, name="test")
+    old = next(m for n in range(99) if partition_of((m := make(n, key=f"key-{n}")).partition_key, 8) >= 3)
+    here.append([old]).result()
+    read_until(here, 1)
+    add_partitions(settings.kafka, "exchanges", 8)
+    run_relay(tmp_path / "there.db", settings)
+    there = KafkaLog(Journal(tmp_path / "there.db"), settings.kafka, name="test")
+    new = replace(old, id="exchanges-new")
+    there.append([new]).result()
+    records, _ = read_until(there, 2)
+    written_to = {record.id: record.partition for record in records}
+    assert written_to[old.id] < 3 <= written_to[new.id]
+
+    here.append([old.tombstone(START), new.tombstone(START)]).result()
+    records, _ = read_until(there, 2 + 2 * 8)
+    here.close()
+    there.close()
+    for id_, partition in written_to.items():
+        mine = [record.data for record in records if (record.id, record.partition) == (id_, partition)]
+        assert len(mine) == 2
+        assert mine[-1] is None
 
 
 @kafka
 @pytest.mark.parametrize(
     ("partitions", "changes", "hint"),
     [
-        (5, {}, "set partitions = 5 in [buffer.kafka]"),
+        (2, {}, "--alter --topic {topic} --partitions 3, or set partitions = 2 in [buffer.kafka]"),
+        (3, {"min.insync.replicas": "2"}, "min.insync.replicas=1, or set min_insync_replicas = 2"),
         (3, {"cleanup.policy": "delete"}, "cleanup.policy=compact"),
         (3, {"max.message.bytes": "1000"}, "max.message.bytes=1048588"),
     ],
@@ -332,7 +513,16 @@ def test_topics_that_contradict_the_settings_stop_the_relay(
     create_topic(settings.kafka, partitions, changes)
     with pytest.raises(LogMisconfigured) as caught:
         ensure_topics(settings.kafka, name="test")
-    assert hint in caught.value.hint
+    assert hint.format(topic=topic_of(settings.kafka, "exchanges")) in caught.value.hint
+
+
+@kafka
+def test_fewer_replicas_than_configured_stop_the_relay(settings: BufferConfig) -> None:
+    create_topic(settings.kafka, 3, {})
+    wanted = settings.kafka.model_copy(update={"replication_factor": 3})
+    with pytest.raises(LogMisconfigured) as caught:
+        ensure_topics(wanted, name="test")
+    assert "kafka-reassign-partitions.sh, or set replication_factor = 1" in caught.value.hint
 
 
 @kafka

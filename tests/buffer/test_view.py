@@ -2,6 +2,7 @@ import itertools
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -250,6 +251,32 @@ def test_a_rating_supersedes_nothing_and_is_not_superseded(log: Written) -> None
     log.write(correction("fb-2", "c-1", kind="rating", text=None, value=1.0), correction("fb-3", "c-1"))
     assert log.status("fb-2") == "received"
     assert log.status("fb-1") == "superseded"
+
+
+def test_what_comes_out_of_two_partitions_may_come_in_any_order() -> None:
+    """As after partitions were added: a conversation's earlier records lie in another one than its later."""
+    written: list[Payload] = [
+        opened("chatcmpl-1"), closed("chatcmpl-1"),
+        correction("fb-1", "chatcmpl-1"), correction("fb-2", "chatcmpl-1"),
+        FeedbackWithdrawn(feedback_id="fb-1", by="ann"),
+    ]  # fmt: skip
+    records = [replace(envelope(one), source="s", sequence=n) for n, one in enumerate(written, 1)]
+    erasing = records[3].tombstone(START)
+    seen = set()
+    for moved in range(len(records) + 1):
+        for new_first in (True, False):
+            old = [*records[:moved], replace(erasing, source="s", sequence=9)]
+            new = [replace(record, partition=1) for record in [*records[moved:], old[-1]]]
+            view = View(":memory:")
+            for part in (new, old) if new_first else (old, new):
+                view.apply(part, {})
+            exchange = view.exchange("chatcmpl-1")
+            assert exchange is not None
+            assert exchange.closed is not None
+            feedback = {each.feedback_id: each.fate.status for each in view.all_feedback()}
+            seen.add(tuple(sorted(feedback.items())))
+            view.close()
+    assert seen == {(("fb-1", "withdrawn"), ("fb-2", "erased"))}
 
 
 @pytest.mark.parametrize("undone", ["withdrawn", "quarantined", "erased"])

@@ -159,6 +159,10 @@ def test_metrics_are_ours_and_vllms_without_the_one_that_grows(running: Running)
         "apprentice_live_policy_version 0.0",
         "apprentice_engine_ready 1.0",
         "apprentice_log_append_seconds_count 2.0",
+        "apprentice_log_pending_records 0.0",
+        "apprentice_log_pending_seconds 0.0",
+        "apprentice_log_set_aside_records 0.0",
+        "apprentice_log_unreadable_messages_total 0.0",
         'vllm:num_requests_running{model_name="x"} 0.0',
     ):
         assert line in text.splitlines()
