@@ -1,8 +1,8 @@
 """`apprentice bench buffer`: what the log takes on this machine, each figure beside its floor or its rival.
 
-The disk's flush under the journal's appends, `NORMAL` beside `FULL`, feedback over HTTP, and the relay beside
-kafka-python's own producer where a broker is configured. Everything is written into the state directory, whose
-disk is the one that counts, and deleted afterwards.
+The disk's flush under the journal's appends, `NORMAL` beside `FULL`, feedback over HTTP, the relay beside
+kafka-python's own producer where a broker is configured. Everything is written into the state directory,
+whose disk is the one that counts, and deleted afterwards.
 """
 
 import argparse

@@ -72,7 +72,7 @@ async def load(url: str, completions: list[str], *, requests: int, callers: int)
                 body = {
                     "kind": "correction",
                     "completion_id": completions[number % len(completions)],
-                    "text": f"No, it is called Bramblewick {number}, and has been since the harbour was built.",
+                    "text": f"No, it is called Bramblewick {number}, and has been for a hundred years.",
                 }
                 at = time.perf_counter()
                 async with session.post(f"{url}/v1/feedback", data=json.dumps(body).encode()) as reply:

@@ -42,7 +42,8 @@ def test_with_a_broker_the_relay_stands_beside_the_plain_client(
 ) -> None:
     config = tmp_path / "apprentice.toml"
     config.write_text(
-        f'[buffer]\nbackend = "kafka"\n[buffer.kafka]\nbootstrap_servers = ["{broker}"]\ntopic_prefix = "b."\n'
+        f'[buffer]\nbackend = "kafka"\n[buffer.kafka]\nbootstrap_servers = ["{broker}"]\n'
+        'topic_prefix = "b."\n'
     )
     found = measured(tmp_path / "state", capsys, "--config", str(config))
     assert set(found["relay"]) == {"plain", "plain, large batches", "relay"}
