@@ -151,3 +151,17 @@ def _check(admin: Any, config: KafkaConfig, stream: Stream) -> None:
             f"topic {topic} takes batches of {found['max.message.bytes']['value']} bytes only",
             f"kafka-configs --alter --topic {topic} --add-config max.message.bytes={(1 << 20) + 12}",
         )
+
+
+def inspect_topics(config: KafkaConfig, *, name: str) -> tuple[str, list[str]]:
+    """The cluster's id and the topics that are missing; makes nothing. Raises as `ensure_topics`."""
+    admin = connect(KafkaAdminClient, config, name)
+    try:
+        present = set(admin.list_topics())
+        for stream in STREAMS:
+            if topic_of(config, stream) in present:
+                _check(admin, config, stream)
+        missing = [topic for stream in STREAMS if (topic := topic_of(config, stream)) not in present]
+        return str(admin.describe_cluster()["cluster_id"]), missing
+    finally:
+        admin.close()
