@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "server.bench_command:main",
         "measure the log, learning and its cost, beside what they compare to",
     ),
+    "doctor": ("server.doctor:main", "check the installation and its state, and say what to do"),
     "status": ("server.status:main", "what is served, what the learner does and why"),
     "feedback": ("server.feedback_command:main", "list, show, send or withdraw feedback"),
     "import": ("server.import_command:main", "give demonstrations from a JSONL file to a running server"),
