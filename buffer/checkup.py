@@ -1,7 +1,7 @@
 """What `apprentice doctor` checks of the buffer: state directory, disk, journal, clock, broker, relay.
 
-Each check takes what it needs and returns one finding. Nothing is changed: the journal is opened read-only, no
-topic is made, and the one file that is written, to see the disk flush, is deleted.
+Each check takes what it needs and returns one finding. Nothing is changed: the journal is opened read-only,
+no topic is made, and the one file that is written, to see the disk flush, is deleted.
 """
 
 import contextlib
