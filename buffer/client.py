@@ -4,9 +4,10 @@
 makes this process's own exchanges and feedback visible in its view at once.
 """
 
+import contextlib
 import logging
 import os
-import sqlite3
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -45,6 +46,9 @@ class Buffer:
         ends = [last.time for stream in STREAMS if (last := log.last(stream)) is not None]
         # a log keeps milliseconds, so the last record may be up to one older than what was given out for it
         self._latest = max(ends, default=datetime.min.replace(tzinfo=UTC)) + timedelta(milliseconds=1)
+        self._on_disk: queue.SimpleQueue[tuple[Sequence[Record], Future[None]] | None] = queue.SimpleQueue()
+        self._absorber = threading.Thread(target=self._absorb, name="buffer-absorber", daemon=True)
+        self._absorber.start()
         self._follower = threading.Thread(target=self._follow, name="buffer-follower", daemon=True)
 
     def recall(self) -> None:
@@ -116,13 +120,8 @@ class Buffer:
         def on_disk(done: Future[None]) -> None:
             if (error := done.exception()) is not None:
                 visible.set_exception(error)
-                return
-            try:
-                self.view.absorb(records)
-            except sqlite3.Error as failure:
-                # It is on disk, which is what counts. The follower brings it into the view in time.
-                logger.warning("what was appended cannot be seen yet: %s", failure)
-            visible.set_result(None)
+            else:
+                self._on_disk.put((records, visible))
 
         self.log.append(records).add_done_callback(on_disk)
         return visible
@@ -133,6 +132,8 @@ class Buffer:
         if self._follower.is_alive():
             self._follower.join()
         self.log.close()
+        self._on_disk.put(None)
+        self._absorber.join()
         self.view.close()
 
     def now(self) -> datetime:
@@ -144,6 +145,24 @@ class Buffer:
         with self._ticking:
             self._latest = max(self._latest + timedelta(microseconds=1), self._clock())
             return self._latest
+
+    def _absorb(self) -> None:
+        """Show in the view what is on disk: all that came meanwhile in one transaction."""
+        while (first := self._on_disk.get()) is not None:
+            group: list[tuple[Sequence[Record], Future[None]] | None] = [first]
+            with contextlib.suppress(queue.Empty):
+                while group[-1] is not None:
+                    group.append(self._on_disk.get_nowait())
+            arrived = [one for one in group if one is not None]
+            try:
+                self.view.absorb([record for records, _ in arrived for record in records])
+            except Exception as failure:
+                # It is on disk, which is what counts. The follower brings it into the view in time.
+                logger.warning("what was appended cannot be seen yet: %r", failure)
+            for _, visible in arrived:
+                visible.set_result(None)
+            if group[-1] is None:
+                return
 
     def _follow(self) -> None:
         while not self._stopping.is_set():

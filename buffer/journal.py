@@ -44,7 +44,8 @@ BUSY_S = 10.0
 POLL_S = 0.025
 """How soon a reader notices what another process appended."""
 GROUP_JOBS, GROUP_BYTES, READ_BYTES = 512, 8 << 20, 16 << 20
-WAL_BYTES = 4 << 20
+WAL_BYTES = 16 << 20
+"""Where the WAL is moved into the file, which takes two more flushes: rarely, then."""
 
 Job = Callable[[sqlite3.Connection], Any]
 T = TypeVar("T")

@@ -224,3 +224,17 @@ def _check_settings(config: KafkaConfig, stream: Stream, found: dict[str, str]) 
         if name == "min.insync.replicas":
             hint += f", or set min_insync_replicas = {value} in [buffer.kafka]"
         raise LogMisconfigured(f"topic {topic} has {name}={value}, not {wants}: {WHY[name]}", hint)
+
+
+def inspect_topics(config: KafkaConfig, *, name: str) -> tuple[str, list[str]]:
+    """The cluster's id and the topics that are missing; makes nothing. Raises as `ensure_topics`."""
+    admin = connect(KafkaAdminClient, config, name)
+    try:
+        present = set(admin.list_topics())
+        for stream in STREAMS:
+            if topic_of(config, stream) in present:
+                _check(admin, config, stream)
+        missing = [topic for stream in STREAMS if (topic := topic_of(config, stream)) not in present]
+        return str(admin.describe_cluster()["cluster_id"]), missing
+    finally:
+        admin.close()

@@ -7,6 +7,7 @@ in log order, one transaction a batch, together with the positions they move to;
 
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,17 +98,18 @@ class Alias:
         return been[-2] if len(been) > 1 else None
 
 
-_FEEDBACK = """
-SELECT f.feedback_id, f.received, f.given, f.erased, f.withdrawn, d.decision, d.reason,
-       CASE WHEN f.teaches THEN (
-           SELECT max(l.feedback_id) FROM feedback l LEFT JOIN decisions e ON e.feedback_id = l.feedback_id
-           WHERE l.principal = f.principal AND l.question = f.question
-           AND (l.teaches, l.feedback_id) > (f.teaches, f.feedback_id) AND NOT l.withdrawn AND NOT l.erased
-           AND coalesce(e.decision, 'accepted') = 'accepted') END, f.principal
-FROM feedback f LEFT JOIN decisions d ON d.feedback_id = f.feedback_id
-"""
-"""Feedback with its decision and what supersedes it: the latest later lesson on the same question, and of
-a follow-up any that was given on purpose."""
+_FACTS = """
+    f.erased, f.withdrawn, d.decision,
+    (SELECT group_concat(round) FROM (
+        SELECT round FROM lessons t WHERE t.feedback_id = f.feedback_id ORDER BY round)),
+    CASE WHEN f.teaches THEN (
+        SELECT max(l.feedback_id) FROM feedback l LEFT JOIN decisions e ON e.feedback_id = l.feedback_id
+        WHERE l.principal = f.principal AND l.question = f.question
+        AND (l.teaches, l.feedback_id) > (f.teaches, f.feedback_id) AND NOT l.withdrawn AND NOT l.erased
+        AND coalesce(e.decision, 'accepted') = 'accepted') END"""
+"""What decides the fate of feedback: last, what supersedes it, which is the latest later lesson on the same
+question, and of a follow-up any that was given on purpose."""
+_FROM = "FROM feedback f LEFT JOIN decisions d ON d.feedback_id = f.feedback_id"
 
 
 class View:
@@ -118,6 +120,8 @@ class View:
             make_directory(Path(path).parent)
         self._lock = threading.RLock()
         self._db = _open(path)
+        self._judged: tuple[dict[int, RoundFact], Lineage] | None = None
+        """What every fate depends on, until control or rounds say more."""
 
     def close(self) -> None:
         with self._lock:
@@ -136,6 +140,7 @@ class View:
         """Empty the view, to be filled again from the start of the log."""
         tables = self._rows("SELECT name FROM sqlite_master WHERE type = 'table'")
         with self._transaction():
+            self._judged = None
             for (table,) in tables:
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - our own schema's names
 
@@ -163,7 +168,9 @@ class View:
     def apply(self, records: Sequence[Record], positions: Positions) -> list[Payload]:
         """Apply what was read from the log and remember how far. Returns the payloads that were new."""
         with self._transaction():
-            fresh = [p for r in records if self._is_new(r) and (p := projection.apply(self._db, r))]
+            if any(record.stream in ("control", "rounds") for record in records):
+                self._judged = None
+            fresh = [p for r in self._unseen(records) if (p := projection.apply(self._db, r))]
             self._db.executemany(
                 "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
                 [(s, p, o) for s, partitions in positions.items() for p, o in partitions.items()],
@@ -185,15 +192,25 @@ class View:
         if any(record.data is None for record in records):
             self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def _is_new(self, record: Record) -> bool:
-        key = (record.source, record.stream, record.partition)
-        seen = self._row(
-            "SELECT sequence FROM watermarks WHERE source = ? AND stream = ? AND partition = ?", *key
+    def _unseen(self, records: Sequence[Record]) -> list[Record]:
+        """Those above the watermark of their source in their partition, which moves over them."""
+        seen: dict[tuple[str, str, int], int] = {}
+        unseen = []
+        for record in records:
+            key = (record.source, record.stream, record.partition)
+            if key not in seen:
+                row = self._row(
+                    "SELECT sequence FROM watermarks WHERE source = ? AND stream = ? AND partition = ?", *key
+                )
+                seen[key] = row[0] if row is not None else -1
+            if record.sequence > seen[key]:
+                seen[key] = record.sequence
+                unseen.append(record)
+        self._db.executemany(
+            "INSERT OR REPLACE INTO watermarks VALUES (?, ?, ?, ?)",
+            [(*key, top) for key, top in seen.items()],
         )
-        if seen is not None and record.sequence <= seen[0]:
-            return False
-        self._db.execute("INSERT OR REPLACE INTO watermarks VALUES (?, ?, ?, ?)", (*key, record.sequence))
-        return True
+        return unseen
 
     # --- exchanges -----------------------------------------------------------------------------------
 
@@ -262,34 +279,40 @@ class View:
             "WHERE d.decision IS NULL AND NOT f.withdrawn AND NOT f.erased ORDER BY f.received, f.feedback_id"
         )
 
+    def count_feedback(self) -> Counter[tuple[Status, bool]]:
+        """How much feedback has which status; and whether it carries a lesson, which a rating does not."""
+        counted: Counter[tuple[Status, bool]] = Counter()
+        with self._lock:
+            rounds, lineage = self._judgement()
+            # equal facts, equal fate: what supersedes it does not matter, only whether anything does
+            columns = f"{_FACTS} AS later, f.teaches > 0, count(*)"
+            groups = self._rows(f"SELECT {columns} {_FROM} GROUP BY 1, 2, 3, 4, later IS NULL, 6")
+            for *facts, teaches, count in groups:
+                counted[fate(_fact(facts, rounds), lineage).status, bool(teaches)] += count
+        return counted
+
     def _feedback(self, where: str, *arguments: object) -> list[Feedback]:
         with self._lock:
-            rows = self._rows(f"{_FEEDBACK} {where}", *arguments)
-            rounds = self._round_facts()
-            taught: dict[str, list[RoundFact]] = {}
-            for feedback_id, number in self._rows("SELECT feedback_id, round FROM lessons ORDER BY round"):
-                taught.setdefault(feedback_id, []).append(rounds[number])
-            lineage = self.lineage()
+            columns = f"f.feedback_id, f.principal, f.received, f.given, d.reason, {_FACTS}"
+            rows = self._rows(f"SELECT {columns} {_FROM} {where}", *arguments)
+            rounds, lineage = self._judgement()
         return [
             Feedback(
-                feedback_id=row[0],
-                principal=row[8],
-                received=row[1],
-                given=FeedbackGiven.model_validate_json(row[2]) if row[2] is not None else None,
-                fate=fate(
-                    FeedbackFact(
-                        erased=bool(row[3]),
-                        withdrawn=bool(row[4]),
-                        decision=row[5],
-                        reason=row[6] or "",
-                        superseded_by=row[7],
-                        rounds=tuple(taught.get(row[0], ())),
-                    ),
-                    lineage,
-                ),
+                feedback_id=feedback_id,
+                principal=principal,
+                received=received,
+                given=FeedbackGiven.model_validate_json(given) if given is not None else None,
+                fate=fate(_fact(facts, rounds, reason or ""), lineage),
             )
-            for row in rows
+            for feedback_id, principal, received, given, reason, *facts in rows
         ]
+
+    def _judgement(self) -> tuple[dict[int, RoundFact], Lineage]:
+        """All rounds by number, and what they and the moves say about policies."""
+        with self._lock:
+            if self._judged is None:
+                self._judged = self._round_facts(), self._lineage()
+            return self._judged
 
     # --- rounds, policies, the alias -----------------------------------------------------------------
 
@@ -326,6 +349,9 @@ class View:
 
     def lineage(self) -> Lineage:
         """What descends from what, seen from the live policy."""
+        return self._judgement()[1]
+
+    def _lineage(self) -> Lineage:
         moved_to = [
             AliasMoved.model_validate_json(row[0]).version
             for row in self._rows("SELECT moved FROM moves ORDER BY epoch")
@@ -392,6 +418,19 @@ class View:
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
+
+
+def _fact(facts: Sequence[Any], rounds: Mapping[int, RoundFact], reason: str = "") -> FeedbackFact:
+    """From the columns of `_FACTS`."""
+    erased, withdrawn, decision, taught, superseded_by = facts
+    return FeedbackFact(
+        erased=bool(erased),
+        withdrawn=bool(withdrawn),
+        decision=decision,
+        reason=reason,
+        superseded_by=superseded_by,
+        rounds=tuple(rounds[int(number)] for number in taught.split(",")) if taught else (),
+    )
 
 
 def _exchange(row: Any) -> Exchange:

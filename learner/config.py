@@ -44,7 +44,7 @@ class LearnerConfig(Table):
     steps_per_lesson: int = Field(6, ge=0)
     max_steps: int = Field(120, ge=1)
     lessons_per_step: int = Field(7, ge=1)
-    """Rows of a step about the round's lessons; about each at most three, and earlier lessons get the rest."""
+    """Rows of a step about the round's lessons, three at most about each; earlier ones get what is left."""
     replay_per_step: int = Field(2, ge=0)
     """Rows of a step about earlier lessons and answers that were rated good."""
     lookalikes_per_step: int = Field(2, ge=0)

@@ -118,16 +118,7 @@ async def serve(settings: Settings, model: Path) -> None:
         news=news,
         templates=settings.templates,
     )
-    server = _Uvicorn(
-        uvicorn.Config(
-            create_app(gateway),
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=round(config.drain_s),
-            server_header=False,
-        )
-    )
+    server = http_server(gateway)
     working = asyncio.create_task(follow(gateway))
     working.add_done_callback(lambda _: setattr(server, "should_exit", True))
     run_file = state / RUN_FILE
@@ -150,6 +141,20 @@ async def serve(settings: Settings, model: Path) -> None:
             await working
         await engine.stop()
         await asyncio.to_thread(buffer.close)
+
+
+def http_server(gateway: Gateway) -> uvicorn.Server:
+    """The gateway's HTTP server; `serve` runs it on the sockets that it is given."""
+    return _Uvicorn(
+        uvicorn.Config(
+            create_app(gateway),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=round(gateway.config.drain_s),
+            server_header=False,
+        )
+    )
 
 
 async def follow(gateway: Gateway) -> None:
@@ -177,7 +182,11 @@ async def follow(gateway: Gateway) -> None:
 def listen(host: str, port: int) -> socket.socket:
     """Bind now, so that a taken port is found out before anything else starts. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    listening = socket.create_server((host, port), family=family, backlog=2048)
+    # connections inherit it; asyncio sets it only on sockets made with a protocol number, and without it
+    # every second small write waits for the caller's delayed acknowledgement, 40 ms
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def url_of(listening: socket.socket) -> str:

@@ -24,10 +24,10 @@ ABOUT = "An OpenAI-compatible model server that learns from corrections."
 def create_app(gateway: Gateway) -> FastAPI:
     """The application on a gateway's parts. It starts and stops nothing."""
     app = FastAPI(title="Apprentice", description=ABOUT, version="1", redoc_url=None)
+    app.include_router(feedback.router(gateway))  # first, since routes are tried in turn
     # before completions: both routers own paths below /v1/chat/completions, with different methods
     app.include_router(stored.router(gateway))
     app.include_router(completions.router(gateway))
-    app.include_router(feedback.router(gateway))
     app.include_router(learning.learning_router(gateway))
     app.include_router(learning.policies_router(gateway))
     _add_models(app, gateway)

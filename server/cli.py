@@ -17,7 +17,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("server.serve_command:main", "the server alone: vLLM and the gateway in front of it"),
     "learn": ("learner.__main__:main", "the learner alone: trains on corrections in the background"),
     "demo": ("server.demo:main", "teach eight facts to a running server, and show before and after"),
-    "bench": ("learner.bench.command:main", "measure learning and its cost, beside what they compare to"),
+    "bench": (
+        "server.bench_command:main",
+        "measure the log, learning and its cost, beside what they compare to",
+    ),
+    "doctor": ("server.doctor:main", "check the installation and its state, and say what to do"),
     "status": ("server.status:main", "what is served, what the learner does and why"),
     "feedback": ("server.feedback_command:main", "list, show, send or withdraw feedback"),
     "import": ("server.import_command:main", "give demonstrations from a JSONL file to a running server"),

@@ -161,8 +161,7 @@ class Desk:
     async def _record(self, principal: Principal, body: object, key: str | None) -> list[str]:
         gateway = self._gateway
         items = lessons.parse(body, gateway.config.max_feedback_chars)
-        for item in items:
-            await self._check(principal, item)
+        partition_keys = [await self._check(principal, item) for item in items]
         body_digest = lessons.digest(body)
         payloads = [  # their ids sort in the array's order: among corrections of one question the last counts
             item.given(
@@ -170,16 +169,20 @@ class Desk:
             )
             for item, one in zip(items, lessons.keys_of(key, len(items)), strict=True)
         ]
-        await gateway.append([gateway.record(p, self._key_of(p, principal.name)) for p in payloads])
+        await gateway.append([gateway.record(*one) for one in zip(payloads, partition_keys, strict=True)])
         for payload in payloads:
             gateway.metrics.feedback.labels(payload.kind).inc()
         return [payload.feedback_id for payload in payloads]
 
-    async def _check(self, principal: Principal, feedback: FeedbackIn) -> None:
-        """Its completion is the caller's own and has such a choice. Raises `RequestRefused`."""
+    async def _check(self, principal: Principal, feedback: FeedbackIn) -> str:
+        """Its partition key, if its completion is the caller's own and has such a choice.
+
+        Raises `RequestRefused`.
+        """
         if feedback.completion_id is None:
-            return
-        if self._gateway.receipts.conversation(feedback.completion_id, principal.name) is None:
+            return conversation_of(principal.name, {"messages": feedback.messages or []})
+        conversation = self._gateway.receipts.conversation(feedback.completion_id, principal.name)
+        if conversation is None:
             raise RequestRefused(
                 f"{feedback.completion_id!r} is not one of your completions",
                 "give the id of a reply that you received and did not ask for with store: false",
@@ -187,6 +190,7 @@ class Desk:
             )  # fmt: skip
         exchange = await asyncio.to_thread(self._gateway.buffer.view.exchange, feedback.completion_id)
         lessons.check_choice(feedback, exchange)
+        return conversation
 
     def _key_of(self, given: FeedbackGiven, principal: str) -> str:
         """The partition of the exchange that the feedback is about."""

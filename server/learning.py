@@ -117,9 +117,11 @@ def policies_router(gateway: Gateway) -> APIRouter:
 def describe_learning(gateway: Gateway, now: float) -> dict[str, Any]:
     """The learner's last word, and what waits for it. Reads the view."""
     view = gateway.buffer.view
-    everything = view.all_feedback()
-    statuses = Counter(feedback.fate.status for feedback in everything)
-    rehearsed = sum(feedback.rehearsed for feedback in everything)
+    counted = view.count_feedback()
+    statuses: Counter[str] = Counter()
+    for (status, _), count in counted.items():
+        statuses[status] += count
+    rehearsed = counted["accepted", False]
     rounds = view.rounds()
     ended = next((r for r in reversed(rounds) if r.ended is not None), None)
     heard, paused = view.report(), view.paused()

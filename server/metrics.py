@@ -19,8 +19,6 @@ from buffer.records import Positions
 
 _DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _HIDDEN = "vllm:lora_requests_info"
-_FEEDBACK_FOR_S = 10.0
-"""How long the count of feedback by status is kept: it reads all of it."""
 
 
 class Metrics:
@@ -77,12 +75,13 @@ class _BufferCollector(Collector):
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
         self._view = buffer.view
-        self._counted: Tally[str] = Tally()
-        self._until = 0.0
 
     def collect(self) -> Iterable[Metric]:
         feedback = GaugeMetricFamily("apprentice_feedback_status", "Feedback by status.", labels=["status"])
-        for status, count in self._by_status().items():
+        by_status: Tally[str] = Tally()
+        for (one, _), count in self._view.count_feedback().items():
+            by_status[one] += count
+        for status, count in by_status.items():
             feedback.add_metric([status], count)
         yield feedback
         rounds = GaugeMetricFamily("apprentice_rounds", "Rounds by verdict.", labels=["verdict"])
@@ -117,12 +116,6 @@ class _BufferCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         return []
-
-    def _by_status(self) -> Tally[str]:
-        if time.monotonic() >= self._until:
-            self._counted = Tally(f.fate.status for f in self._view.all_feedback())
-            self._until = time.monotonic() + _FEEDBACK_FOR_S
-        return self._counted
 
 
 def lag(positions: Positions, ends: Positions) -> int:

@@ -1,6 +1,7 @@
 import itertools
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -329,6 +330,23 @@ def test_feedback_goes_from_received_to_served_and_back(log: Written) -> None:
 # --- rounds, policies, the alias ---------------------------------------------------------------------
 
 
+def test_feedback_is_counted_as_it_is_listed(log: Written) -> None:
+    kinds = ["correction", "follow_up", "rating"]
+    for number in range(36):
+        kind, completion_id = kinds[number % 3], f"c-{number // 4}"
+        log.write(
+            opened(completion_id, completion_id), correction(f"fb-{number:02}", completion_id, kind=kind)
+        )
+        if number % 5:
+            log.write(triaged(f"fb-{number:02}", "skipped" if number % 7 == 0 else "accepted"))
+    log.write(planned(1, 0, "fb-03", "fb-06"), passed(1), planned(2, 1, "fb-18", "fb-03"))
+    listed = Counter(
+        (f.fate.status, f.given is not None and f.given.kind != "rating") for f in log.view.all_feedback()
+    )
+    assert log.view.count_feedback() == listed
+    assert len(listed) > 6
+
+
 def test_a_round_is_known_from_its_plan_to_its_end(log: Written) -> None:
     log.write(planned(1, 0, "fb-1"))
     (only,) = log.view.rounds()
@@ -479,6 +497,7 @@ def test_however_streams_are_mixed_and_batched_the_view_ends_up_the_same(data: s
         "fb-1": "withdrawn",
         "fb-2": "erased",
     }
+    assert view.count_feedback() == {("withdrawn", True): 1, ("erased", True): 1}
     assert view.exchange("c-1") is not None and view.exchange("c-2") is None
     assert view.alias("apprentice").version == 1
     view.close()

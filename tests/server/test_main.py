@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -218,6 +219,13 @@ def test_the_url_is_one_that_a_client_can_use() -> None:
     for host, shown in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]")):  # noqa: S104
         with listen(host, 0) as listening:
             assert url_of(listening) == f"http://{shown}:{listening.getsockname()[1]}"
+
+
+def test_small_writes_do_not_wait_for_the_callers_acknowledgement() -> None:
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_log_that_cannot_be_read_fails_no_request(running: Running) -> None:
