@@ -212,6 +212,7 @@ def _tombstone(db: sqlite3.Connection, record_id: str) -> None:
     subject = db.execute("SELECT stream, subject FROM records WHERE record_id = ?", (record_id,)).fetchone()
     if subject is None:
         return
+    db.execute("DELETE FROM records WHERE record_id = ?", (record_id,))
     if subject[0] == "feedback":
         db.execute("UPDATE feedback SET erased = 1, given = NULL WHERE feedback_id = ?", (subject[1],))
     else:

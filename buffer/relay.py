@@ -133,7 +133,8 @@ class Relay:
             self._prune(outbox)
             pending = outbox.pending(1 if self._one_by_one else FLIGHT_RECORDS)
             if pending:
-                if not self._fly(outbox, producer, plan_flight(pending, self._config.kafka)):
+                flight = plan_flight([record for _, record in pending], self._config.kafka)
+                if not self._fly(outbox, producer, flight, [seq for seq, _ in pending]):
                     return False
             elif self._stop.is_set():
                 break
@@ -141,11 +142,14 @@ class Relay:
                 self._stop.wait(POLL_S)
         return True
 
-    def _fly(self, outbox: Outbox, producer: Any, flight: list[tuple[Record, Message, int]]) -> bool:
+    def _fly(
+        self, outbox: Outbox, producer: Any, flight: list[tuple[Record, Message, int]], seqs: list[int]
+    ) -> bool:
         """Send one flight and move the watermark over the part that arrived; False after a refusal.
 
-        Raises `KafkaError` when the rest is to be sent again. kafka-python's idempotent producer answers
-        everything with its first refusal from then on, so only that of a record alone says who is at fault.
+        The flight's places in the journal are the first of `seqs`. Raises `KafkaError` when the rest is to
+        be sent again. kafka-python's idempotent producer answers everything with its first refusal from then
+        on, so only that of a record alone says who is at fault.
         """
         futures = [
             producer.send(
@@ -161,7 +165,7 @@ class Relay:
         arrived = next((i for i, future in enumerate(futures) if not future.succeeded()), len(futures))
         self._one_by_one = max(self._one_by_one - arrived, 0)
         if arrived:
-            outbox.advance(flight[arrived - 1][0].sequence)
+            outbox.advance(seqs[arrived - 1])
         if arrived == len(flight):
             return True
         error, record = futures[arrived].exception, flight[arrived][0]
@@ -171,7 +175,7 @@ class Relay:
             self._one_by_one = len(flight) - arrived
             return False
         logger.error("the broker refuses %s %s, set aside: %r", record.type, record.id, error)
-        outbox.set_aside(record.sequence, repr(error))
+        outbox.set_aside(seqs[arrived], repr(error))
         self.refused += 1
         self._one_by_one = max(self._one_by_one - 1, 0)
         return False

@@ -146,10 +146,17 @@ class View:
         )
         return int(row[0] or 0)
 
-    def apply(self, records: Sequence[Record], positions: Positions) -> list[Payload]:
-        """Apply what was read from the log and remember how far. Returns the payloads that were new."""
+    def apply(self, records: Sequence[Record], positions: Positions, *, again: bool = False) -> list[Payload]:
+        """Apply what was read from the log and remember how far. Returns the payloads that were new.
+
+        With `again`, what was applied before is applied once more, which should change nothing.
+        """
         with self._transaction():
-            fresh = [p for r in records if self._is_new(r) and (p := projection.apply(self._db, r))]
+            fresh = [
+                p
+                for r in records
+                if (self._is_new(r) or again) and (p := projection.apply(self._db, r)) is not None
+            ]
             self._db.executemany(
                 "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
                 [(s, p, o) for s, partitions in positions.items() for p, o in partitions.items()],
