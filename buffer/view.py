@@ -223,12 +223,20 @@ class View:
         )
         return [_exchange(row) for row in rows]
 
-    def tombstones(self, completion_id: str, time: datetime) -> list[Record]:
-        """The records that erase an exchange and all feedback on it from the log."""
+    def belonging(self, principal: str) -> tuple[list[str], list[str]]:
+        """The ids of a principal's exchanges, and of its feedback, as far as they are not erased."""
+        exchanges, feedback = (
+            self._rows(f"SELECT {id_} FROM {table} WHERE principal = ? AND NOT erased", principal)  # noqa: S608
+            for id_, table in (("completion_id", "exchanges"), ("feedback_id", "feedback"))
+        )
+        return [row[0] for row in exchanges], [row[0] for row in feedback]
+
+    def tombstones(self, subject: str, time: datetime) -> list[Record]:
+        """The records that erase an exchange with all feedback on it, or one piece of feedback."""
         rows = self._rows(
             "SELECT stream, type, record_id, partition_key FROM records WHERE subject = ?1 OR subject IN"
             " (SELECT feedback_id FROM feedback WHERE completion_id = ?1)",
-            completion_id,
+            subject,
         )
         return [Record(stream, type_, id_, time, None, key) for stream, type_, id_, key in rows]
 

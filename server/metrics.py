@@ -87,6 +87,11 @@ class _BufferCollector(Collector):
         for verdict, count in verdicts.items():
             rounds.add_metric([verdict], count)
         yield rounds
+        about = "Records that the view could not read, by type: of a newer release, or damaged."
+        passed_over = GaugeMetricFamily("apprentice_records_passed_over", about, labels=["type"])
+        for type_, count in Tally(type_ for _, type_, _ in self._view.poison()).items():
+            passed_over.add_metric([type_], count)
+        yield passed_over
         try:
             ends = self._buffer.log.ends()
         except BufferError:
