@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from buffer.fate import Status
+from buffer.log import Log, read_to_end
 from buffer.records import FeedbackGiven, FeedbackKind, Message
 from buffer.teacher import last_user_turn, told
 from buffer.view import Feedback, View
 
-LEFT_OUT: tuple[Status, ...] = ("erased", "withdrawn", "superseded", "quarantined", "skipped", "held")
+LEFT_OUT: tuple[Status, ...] = ("withdrawn", "superseded", "quarantined", "skipped", "held")
 """What became of feedback that teaches nothing further. `held`: an operator took back what it had taught."""
 
 
@@ -45,11 +46,26 @@ class Taught:
         )
 
 
-def taught(view: View, left_out: Counter[str], principal: str | None = None) -> Iterator[Taught]:
-    """The lessons, oldest first; what is none is counted in `left_out` by its reason."""
+def collect(log: Log, view: View, principal: str | None = None) -> tuple[list[Taught], Counter[str]]:
+    """The lessons of a log (or of one principal), oldest first, and how much is none, by the reason.
+
+    `view` is an empty one, to be filled. Whose it was cannot be told of what is erased: it is counted where
+    all are asked for. Raises `LogUnavailable`.
+    """
+    erased = set()
+    for records, positions in read_to_end(log):
+        view.apply(records, positions)
+        erased |= {r.id for r in records if r.data is None and r.type == FeedbackGiven.type}
+    left_out = Counter({"erased": len(erased)}) if erased and principal is None else Counter()
+    return list(_taught(view, left_out, principal)), left_out
+
+
+def _taught(view: View, left_out: Counter[str], principal: str | None) -> Iterator[Taught]:
     for feedback in view.all_feedback(principal):
         given = feedback.given
-        if given is None or feedback.fate.status in LEFT_OUT:
+        if given is None:
+            continue  # erased, and counted
+        if feedback.fate.status in LEFT_OUT:
             left_out[feedback.fate.status] += 1
             continue
         exchange = view.exchange(given.completion_id) if given.completion_id is not None else None

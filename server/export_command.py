@@ -2,14 +2,13 @@
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.command import OK, CommandError, parser, print_json
-from server.state import add_state, log_of, settings_of, view_of
+from server.state import add_state, lessons_of, log_of, settings_of
 
 if TYPE_CHECKING:
     from buffer.log import Log
@@ -69,16 +68,11 @@ def _log(log: "Log", write: Callable[[bytes], Any]) -> dict[str, Any]:
 def _lessons(log: "Log", write: Callable[[bytes], Any], principal: str | None) -> dict[str, Any]:
     from pydantic_core import to_json
 
-    from buffer.taught import taught
-
-    left_out: Counter[str] = Counter()
-    lessons = without_tools = 0
-    with view_of(log) as view:
-        for lesson in taught(view, left_out, principal):
-            write(to_json(line(lesson)) + b"\n")
-            lessons += 1
-            without_tools += lesson.without_tools
-    return {"lessons": lessons, "without_tools": without_tools, "left_out": dict(left_out)}
+    lessons, left_out = lessons_of(log, principal)
+    for lesson in lessons:
+        write(to_json(line(lesson)) + b"\n")
+    without_tools = sum(lesson.without_tools for lesson in lessons)
+    return {"lessons": len(lessons), "without_tools": without_tools, "left_out": dict(left_out)}
 
 
 def line(lesson: "Taught") -> dict[str, Any]:

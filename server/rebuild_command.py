@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from server.command import OK, CommandError, parser, print_json
-from server.state import add_state, log_of, settings_of, view_of
+from server.state import add_state, lessons_of, log_of, settings_of
 
 if TYPE_CHECKING:
     from buffer.config import BufferConfig
@@ -33,7 +33,6 @@ BATCH = 500
 def main(argv: Sequence[str]) -> int:
     """Make the state. Raises `CommandError`, `ConfigError`, `BufferError`."""
     arguments = _parse(argv)
-    from buffer.taught import taught
     from server.model_choice import check_model
 
     shared, config = settings_of(arguments)
@@ -41,9 +40,8 @@ def main(argv: Sequence[str]) -> int:
     target: Path = arguments.to.absolute()
     if target.exists():
         raise CommandError(f"{target} exists already", "name a directory that does not exist yet")
-    left_out: Counter[str] = Counter()
-    with log_of(shared, config, name="rebuild") as log, view_of(log) as view:
-        lessons = list(taught(view, left_out))
+    with log_of(shared, config, name="rebuild") as log:
+        lessons, left_out = lessons_of(log)
     if not lessons:
         raise CommandError(
             f"there is nothing to learn again; left out: {_counts(left_out)}",

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from server.command import CommandError
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from buffer.config import BufferConfig, Shared
     from buffer.log import Log
-    from buffer.view import View
+    from buffer.taught import Taught
 
 LOCKS = {
     "a supervisor (`apprentice up`)": "run/up.lock",
@@ -54,15 +56,13 @@ def log_of(shared: "Shared", config: "BufferConfig", *, name: str) -> "Iterator[
         yield log
 
 
-@contextmanager
-def view_of(log: "Log") -> "Iterator[View]":
-    """A view that is built from the log alone, and gone afterwards."""
-    from buffer.replay import follow
+def lessons_of(log: "Log", principal: str | None = None) -> "tuple[list[Taught], Counter[str]]":
+    """What was taught, and how much is left out, from the log alone. Raises `LogUnavailable`."""
+    from buffer.taught import collect
     from buffer.view import View
 
     with TemporaryDirectory(prefix="apprentice-") as folder, closing(View(Path(folder) / "view.db")) as view:
-        follow(log, view)
-        yield view
+        return collect(log, view, principal)
 
 
 @contextmanager
