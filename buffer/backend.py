@@ -6,10 +6,13 @@ from buffer.config import BufferConfig, Shared
 from buffer.journal import Journal
 from buffer.log import Log
 
+JOURNAL = "journal.db"
+"""In the state directory."""
+
 
 def journal_path(shared: Shared) -> Path:
     """The journal of this machine, which all of its processes share."""
-    return shared.state / "journal.db"
+    return shared.state / JOURNAL
 
 
 def open_log(shared: Shared, config: BufferConfig, *, name: str) -> Log:

@@ -47,9 +47,12 @@ def to_message(record: Record) -> Message:
 def from_message(stream: Stream, value: bytes | None, headers: Headers) -> Record:
     """Raises `UnreadableRecord` for a message that is not one of ours."""
     try:
-        ce = {name.removeprefix("ce_"): text.decode() for name, text in headers if name.startswith("ce_")}
+        ours = ((name, text) for name, text in headers if name.startswith("ce_") and text is not None)
+        ce = {name.removeprefix("ce_"): text.decode() for name, text in ours}
         if ce["specversion"] != "1.0":
             raise ValueError(f"CloudEvents {ce['specversion']}")
+        if not 0 <= (sequence := int(ce["sequence"])) < 1 << 63:
+            raise ValueError(f"sequence {sequence}")
         return Record(
             stream,
             ce["type"],
@@ -58,7 +61,7 @@ def from_message(stream: Stream, value: bytes | None, headers: Headers) -> Recor
             value,
             ce.get("partitionkey", ""),
             ce["source"],
-            int(ce["sequence"]),
+            sequence,
         )
     except (KeyError, ValueError) as error:
         raise UnreadableRecord(f"no CloudEvents 1.0 message in binary mode: {error!r}") from error

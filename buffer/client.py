@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 
-from buffer.log import Log, LogUnavailable
+from buffer.log import Log, LogUnavailable, behind
 from buffer.records import STREAMS, Payload, Record, Stream
 from buffer.view import View
 
@@ -68,10 +68,10 @@ class Buffer:
     def start(self) -> None:
         """Bring the view up to the log's present end, then keep following it. Raises `LogUnavailable`."""
         ends = self.log.ends()
-        if _behind(ends, self.view.positions()):
+        if behind(ends, self.view.positions()):
             logger.warning("the view knows of records that the log does not have: it is built anew")
             self.view.forget()
-        while _behind(self.view.positions(), ends):
+        while behind(self.view.positions(), ends):
             self._pump(wait_s=0.1)
         self._follower.start()
 
@@ -186,11 +186,3 @@ class Buffer:
                     decided.set_result(None)
             if news and self._on_news is not None:
                 self._on_news(news)
-
-
-def _behind(positions: dict[str, dict[int, int]], ends: dict[str, dict[int, int]]) -> bool:
-    return any(
-        positions.get(stream, {}).get(partition, 0) < end
-        for stream, partitions in ends.items()
-        for partition, end in partitions.items()
-    )

@@ -8,20 +8,29 @@ import contextlib
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: readers, and a reboot at any point, see the old bytes or the new ones.
+    """Replace `path` by `data`, as `writing`."""
+    with writing(path) as file:
+        file.write(data)
 
-    Missing directories are made. The file is readable by its owner only. Raises `OSError`; the old
-    file is then untouched.
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write what replaces `path`: readers, and a reboot at any point, see the old bytes or the new.
+
+    Missing directories are made. The file is readable by its owner only. After any error, `OSError` for
+    one, the old file is untouched.
     """
     make_directory(path.parent)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with open(fd, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

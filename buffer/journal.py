@@ -16,28 +16,40 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from buffer import files
-from buffer.log import Backlog, BufferError, LogFull, LogMisconfigured, LogUnavailable, refuse_too_large
+from buffer.log import (
+    Backlog,
+    BufferError,
+    LogFull,
+    LogMisconfigured,
+    LogNotEmpty,
+    LogUnavailable,
+    refuse_too_large,
+)
 from buffer.records import STREAMS, Positions, Record, Stream, timestamp
 
-VERSION = 1
+VERSION = 2
 SCHEMA = (
     "CREATE TABLE journal (source TEXT NOT NULL)",
     # AUTOINCREMENT never uses a seq twice, pruned or not; BEGIN IMMEDIATE makes its order the commit order
     """CREATE TABLE records (seq INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT NOT NULL, type TEXT NOT NULL,
-       id TEXT NOT NULL, time TEXT NOT NULL, partition_key TEXT NOT NULL, data BLOB)""",
+       id TEXT NOT NULL, time TEXT NOT NULL, partition_key TEXT NOT NULL, data BLOB,
+       source TEXT, sequence INT, partition INT)""",  # the last three: NULL but for what was restored
     "CREATE INDEX records_by_id ON records (id)",
     "CREATE TABLE relayed (target TEXT PRIMARY KEY, seq INTEGER NOT NULL)",
     "CREATE TABLE poison (seq INTEGER PRIMARY KEY, reason TEXT NOT NULL)",
 )
-COLUMNS = "seq, stream, type, id, time, partition_key, data"
-INSERT = f"INSERT INTO records ({COLUMNS}) VALUES (NULL, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+FROM_1 = tuple(
+    f"ALTER TABLE records ADD COLUMN {name}" for name in ("source TEXT", "sequence INT", "partition INT")
+)
+COLUMNS = "seq, stream, type, id, time, partition_key, data, source, sequence, partition"
+INSERT = f"INSERT INTO records ({COLUMNS}) VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 
 BUSY_S = 10.0
 """How long to wait for another process's commit."""
@@ -87,7 +99,7 @@ class Journal:
                 if data is None:  # first, so that a full disk has room for the tombstone
                     db.execute("UPDATE records SET data = NULL WHERE id = ? AND stream = ?", (id_, stream))
                     self._to_erase = True
-                db.execute(INSERT, (stream, type_, id_, time_, key, data))
+                db.execute(INSERT, (stream, type_, id_, time_, key, data, None, None, None))
 
         try:
             refuse_too_large(records)
@@ -96,6 +108,21 @@ class Journal:
             refused.set_exception(error)
             return refused
         return self.commit(insert, size=sum(len(row[-1] or b"") for row in rows))
+
+    def restore(self, read: Callable[[], Iterable[Record]]) -> "Future[int]":
+        """Fill an empty journal with the records of another log, all or none; how many they are.
+
+        They keep their source, sequence and partition, by which readers know them, and the journal keeps
+        its own identity: it never gives out a sequence that its predecessor, were it to go on, gives too.
+        `read` gives the records; what it raises comes through the future, as does `LogNotEmpty`.
+        """
+
+        def fill(db: sqlite3.Connection) -> int:
+            if db.execute("SELECT 1 FROM sqlite_sequence WHERE name = 'records'").fetchone() is not None:
+                raise LogNotEmpty(f"{self.path} has records already", "restore into a new state directory")
+            return db.executemany(INSERT, map(_restored, read())).rowcount
+
+        return self.commit(fill)
 
     def commit(self, job: Callable[[sqlite3.Connection], T], *, size: int = 0) -> "Future[T]":
         """Run `job` in the next transaction; the future resolves to its result once that is on disk.
@@ -120,10 +147,10 @@ class Journal:
             with self._gate:
                 self._refuse_closed()
                 seen = self._commits
-            records = self._select(starts, limit)
+            records, last = self._select(starts, limit)
             if records:
                 # the streams share one sequence, so all of them have been read up to the last record
-                starts = {stream: max(start, records[-1].sequence + 1) for stream, start in starts.items()}
+                starts = {stream: max(start, last + 1) for stream, start in starts.items()}
             left = deadline - time.monotonic()
             if records or left <= 0:
                 return records, {stream: {0: start} for stream, start in starts.items()}
@@ -139,7 +166,8 @@ class Journal:
         return self.record(found[0]) if found else None
 
     def appended(self, stream: Stream, after: int, limit: int = 500) -> list[Record]:
-        sql = f"SELECT {COLUMNS} FROM records WHERE seq > ? AND stream = ? ORDER BY seq LIMIT ?"  # noqa: S608
+        mine = "seq > ? AND stream = ? AND source IS NULL"
+        sql = f"SELECT {COLUMNS} FROM records WHERE {mine} ORDER BY seq LIMIT ?"  # noqa: S608
         return [self.record(row) for row in self.query(sql, (after, stream, limit))]
 
     def backlog(self) -> Backlog:
@@ -153,8 +181,12 @@ class Journal:
 
     def record(self, row: Sequence[Any]) -> Record:
         """The record in a row of `COLUMNS`."""
-        seq, stream, type_, id_, time_, key, data = row
-        return Record(stream, type_, id_, datetime.fromisoformat(time_), data, key, self.source, seq)
+        seq, stream, type_, id_, time_, key, data, source, sequence, partition = row
+        if source is None:
+            source, sequence, partition = self.source, seq, 0
+        return Record(
+            stream, type_, id_, datetime.fromisoformat(time_), data, key, source, sequence, partition
+        )
 
     def close(self) -> None:
         with self._gate:
@@ -176,22 +208,24 @@ class Journal:
         with self._gate:
             self._gate.wait_for(lambda: self._closed or self._commits != seen, timeout)
 
-    def _select(self, starts: dict[str, int], limit: int) -> list[Record]:
-        """Up to `limit` records, of not much above `READ_BYTES`, at or after their stream's start."""
+    def _select(self, starts: dict[str, int], limit: int) -> tuple[list[Record], int]:
+        """Up to `limit` records, of not much above `READ_BYTES`, at or after their stream's start; the last's
+        `seq`."""
         sql = f"""SELECT {COLUMNS} FROM records WHERE seq >= ? AND seq >= CASE stream
             {" ".join("WHEN ? THEN ?" for _ in starts)} ELSE 0 END ORDER BY seq LIMIT ?"""  # noqa: S608
         flat = [value for pair in starts.items() for value in pair]
         records: list[Record] = []
-        size = 0
+        size = last = 0
         with self._reading, _translated(self.path):
             self._refuse_closed()
             with contextlib.closing(self._reader.execute(sql, (min(starts.values()), *flat, limit))) as rows:
                 for row in rows:
                     records.append(self.record(row))
-                    size += len(row[-1] or b"")
+                    last = row[0]
+                    size += len(records[-1].data or b"")
                     if size >= READ_BYTES:
                         break
-        return records
+        return records, last
 
     # --- the writer thread ------------------------------------------------------------------------------
 
@@ -274,14 +308,36 @@ def _open(path: Path) -> sqlite3.Connection:
             raise LogMisconfigured(
                 f"{path} has format {version}, newer than the {VERSION} known here", "run a newer release"
             )
-        if version < VERSION:
+        if version < 1:
             raise LogMisconfigured(f"{path} is not a journal", "move it away, or set another state directory")
+        if version < VERSION:
+            _migrate(db)
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA secure_delete = ON")
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    """From format 1, unless another process was faster."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        if db.execute("PRAGMA user_version").fetchone()[0] == 1:
+            for statement in FROM_1:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {VERSION}")
+    finally:
+        db.execute("COMMIT")
+
+
+def _restored(record: Record) -> tuple[Any, ...]:
+    """The values of `INSERT` for a record of another log."""
+    refuse_too_large([record])
+    origin = (record.source, record.sequence, record.partition)
+    time_ = timestamp(record.time)
+    return (record.stream, record.type, record.id, time_, record.partition_key, record.data, *origin)
 
 
 def _create(path: Path) -> None:

@@ -5,7 +5,7 @@ read back from the broker), `buffer.memory.MemoryLog` (tests). One conformance s
 `tests/buffer/test_log.py`, states the contract for all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +24,9 @@ class BufferError(Exception):
      ├─ LogFull           the disk or the journal's quota is full: nothing was written
      ├─ RecordTooLarge    a record is above `MAX_DATA_BYTES`: cut it down at capture
      ├─ LogUnavailable    the broker or file cannot be reached, or the log is closed: try again
-     └─ LogMisconfigured  settings, topics or permissions are wrong: a person must act
+     ├─ LogMisconfigured  settings, topics or permissions are wrong: a person must act
+     ├─ LogNotEmpty       a log cannot be restored over another one
+     └─ ExportRefused     a file is no export of a log, or does not fit where it is to go
     """
 
     code = "buffer_error"
@@ -48,6 +50,14 @@ class LogUnavailable(BufferError):
 
 class LogMisconfigured(BufferError):
     code = "log_misconfigured"
+
+
+class LogNotEmpty(BufferError):
+    code = "log_not_empty"
+
+
+class ExportRefused(BufferError):
+    code = "export_refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +133,23 @@ def refuse_too_large(records: Sequence[Record]) -> None:
                 f"{record.type} {record.id} has {len(record.data)} bytes of data, above {MAX_DATA_BYTES}",
                 "cut it down before it is appended",
             )
+
+
+def behind(positions: Positions, ends: Positions) -> bool:
+    """Whether something is left to read from `positions` up to `ends`."""
+    return any(
+        positions.get(stream, {}).get(partition, 0) < end
+        for stream, partitions in ends.items()
+        for partition, end in partitions.items()
+    )
+
+
+def read_to_end(log: Log, positions: Positions | None = None) -> Iterator[tuple[list[Record], Positions]]:
+    """Everything from `positions`, or the start, to the log's present end.
+
+    Batches, which may hold nothing, and the positions after each. Raises `LogUnavailable`.
+    """
+    positions, ends = positions or {}, log.ends()
+    while behind(positions, ends):
+        records, positions = log.read(positions, wait_s=0.1)
+        yield records, positions

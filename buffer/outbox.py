@@ -28,25 +28,26 @@ class Outbox:
         self._journal.commit(lambda db: db.execute(sql, (self.target, self.relayed()))).result()
 
     def relayed(self) -> int:
-        """The sequence up to which every record is with the broker, or set aside."""
+        """The `seq` up to which every record is with the broker, or set aside."""
         rows = self._journal.query("SELECT seq FROM relayed WHERE target = ?", (self.target,))
         return int(rows[0][0]) if rows else 0
 
-    def pending(self, limit: int) -> list[Record]:
-        """The next records to relay, in order."""
+    def pending(self, limit: int) -> list[tuple[int, Record]]:
+        """The next records to relay, in order, each with its place (`seq`) in the journal."""
         sql = f"SELECT {COLUMNS} FROM records WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
-        return [self._journal.record(row) for row in self._journal.query(sql, (self.relayed(), limit))]
+        rows = self._journal.query(sql, (self.relayed(), limit))
+        return [(row[0], self._journal.record(row)) for row in rows]
 
-    def advance(self, sequence: int) -> None:
-        """Everything up to `sequence` is done. Never goes back."""
-        self._journal.commit(lambda db: self._advance(db, sequence)).result()
+    def advance(self, seq: int) -> None:
+        """Everything up to `seq` is done. Never goes back."""
+        self._journal.commit(lambda db: self._advance(db, seq)).result()
 
-    def set_aside(self, sequence: int, reason: str) -> None:
+    def set_aside(self, seq: int, reason: str) -> None:
         """The broker will never take this record: keep it here, out of the way of those behind it."""
 
         def job(db: sqlite3.Connection) -> None:
-            db.execute("INSERT OR REPLACE INTO poison (seq, reason) VALUES (?, ?)", (sequence, reason))
-            self._advance(db, sequence)
+            db.execute("INSERT OR REPLACE INTO poison (seq, reason) VALUES (?, ?)", (seq, reason))
+            self._advance(db, seq)
 
         self._journal.commit(job).result()
 
@@ -69,10 +70,10 @@ class Outbox:
             forgotten += gone
         return forgotten
 
-    def _advance(self, db: sqlite3.Connection, sequence: int) -> None:
+    def _advance(self, db: sqlite3.Connection, seq: int) -> None:
         db.execute(
             "INSERT INTO relayed VALUES (?, ?) ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)",
-            (self.target, sequence),
+            (self.target, seq),
         )
 
 

@@ -113,7 +113,8 @@ def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
             db.execute("INSERT OR IGNORE INTO rejected VALUES (?, ?)", (payload.version, payload.why))
         case RoundRequested():
             db.execute(
-                "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, NULL)",
+                "INSERT OR IGNORE INTO requests VALUES (?1, ?2, ?3, (SELECT min(round) FROM rounds,"
+                " json_each(planned, '$.requests') WHERE value = ?1))",  # its round may have been read first
                 (payload.request_id, payload.model_dump_json(), at),
             )
         case RoundPlanned():
@@ -216,6 +217,7 @@ def _tombstone(db: sqlite3.Connection, record_id: str) -> None:
     subject = db.execute("SELECT stream, subject FROM records WHERE record_id = ?", (record_id,)).fetchone()
     if subject is None:
         return
+    db.execute("DELETE FROM records WHERE record_id = ?", (record_id,))
     if subject[0] == "feedback":
         db.execute("UPDATE feedback SET erased = 1, given = NULL WHERE feedback_id = ?", (subject[1],))
     else:

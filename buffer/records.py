@@ -136,7 +136,7 @@ FeedbackKind = Literal["correction", "instruction", "rating", "demonstration", "
 class Check(BaseModel):
     """How the gate may test the lesson: the answer must contain this, case-insensitively."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
     contains: str = Field(min_length=1, max_length=1000)
 
 

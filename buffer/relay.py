@@ -148,10 +148,11 @@ class Relay:
             self._prune(outbox)
             pending = outbox.pending(1 if self._one_by_one else FLIGHT_RECORDS)
             if pending:
-                if any(record.data is None for record in pending):
+                if any(record.data is None for _, record in pending):
                     _refresh(producer)  # its record may lie in a partition that is new
                 self._count_partitions(producer)
-                if not self._fly(outbox, producer, plan_flight(pending, self._partitions)):
+                flight = plan_flight([record for _, record in pending], self._partitions)
+                if not self._fly(outbox, producer, flight, [seq for seq, _ in pending]):
                     return False
             elif self._stop.is_set():
                 break
@@ -171,11 +172,12 @@ class Relay:
                 )
             self._partitions[stream] = count
 
-    def _fly(self, outbox: Outbox, producer: Any, flight: Flight) -> bool:
+    def _fly(self, outbox: Outbox, producer: Any, flight: Flight, seqs: list[int]) -> bool:
         """Send one flight and move the watermark over the part that arrived; False after a refusal.
 
-        Raises `KafkaError` when the rest is to be sent again. kafka-python's idempotent producer answers
-        everything with its first refusal from then on, so only that of a record alone says who is at fault.
+        The flight's places in the journal are the first of `seqs`. Raises `KafkaError` when the rest is to
+        be sent again. kafka-python's idempotent producer answers everything with its first refusal from then
+        on, so only that of a record alone says who is at fault.
         """
         sent = [
             [
@@ -195,7 +197,7 @@ class Relay:
         arrived = next((i for i, errors in enumerate(failed) if errors), len(flight))
         self._one_by_one = max(self._one_by_one - arrived, 0)
         if arrived:
-            outbox.advance(flight[arrived - 1][0].sequence)
+            outbox.advance(seqs[arrived - 1])
         if arrived == len(flight):
             return True
         record = flight[arrived][0]
@@ -206,7 +208,7 @@ class Relay:
             self._one_by_one = len(flight) - arrived
             return False
         logger.error("the broker refuses %s %s, set aside: %r", record.type, record.id, error)
-        outbox.set_aside(record.sequence, repr(error))
+        outbox.set_aside(seqs[arrived], repr(error))
         self.refused += 1
         self._one_by_one = max(self._one_by_one - 1, 0)
         return False

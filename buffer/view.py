@@ -165,12 +165,16 @@ class View:
         """Whether a record about an exchange or a piece of feedback has been applied."""
         return self._row("SELECT 1 FROM records WHERE record_id = ?", record_id) is not None
 
-    def apply(self, records: Sequence[Record], positions: Positions) -> list[Payload]:
-        """Apply what was read from the log and remember how far. Returns the payloads that were new."""
+    def apply(self, records: Sequence[Record], positions: Positions, *, again: bool = False) -> list[Payload]:
+        """Apply what was read from the log and remember how far. Returns the payloads that were new.
+
+        With `again`, what was applied before is applied once more, which should change nothing.
+        """
         with self._transaction():
             if any(record.stream in ("control", "rounds") for record in records):
                 self._judged = None
-            fresh = [p for r in self._unseen(records) if (p := projection.apply(self._db, r))]
+            unseen = self._unseen(records)
+            fresh = [p for r in (records if again else unseen) if (p := projection.apply(self._db, r))]
             self._db.executemany(
                 "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
                 [(s, p, o) for s, partitions in positions.items() for p, o in partitions.items()],
@@ -247,12 +251,20 @@ class View:
         )
         return [_exchange(row) for row in rows]
 
-    def tombstones(self, completion_id: str, time: datetime) -> list[Record]:
-        """The records that erase an exchange and all feedback on it from the log."""
+    def belonging(self, principal: str) -> tuple[list[str], list[str]]:
+        """The ids of a principal's exchanges, and of its feedback, as far as they are not erased."""
+        exchanges, feedback = (
+            self._rows(f"SELECT {id_} FROM {table} WHERE principal = ? AND NOT erased", principal)  # noqa: S608
+            for id_, table in (("completion_id", "exchanges"), ("feedback_id", "feedback"))
+        )
+        return [row[0] for row in exchanges], [row[0] for row in feedback]
+
+    def tombstones(self, subject: str, time: datetime) -> list[Record]:
+        """The records that erase an exchange with all feedback on it, or one piece of feedback."""
         rows = self._rows(
             "SELECT stream, type, record_id, partition_key FROM records WHERE subject = ?1 OR subject IN"
             " (SELECT feedback_id FROM feedback WHERE completion_id = ?1)",
-            completion_id,
+            subject,
         )
         return [Record(stream, type_, id_, time, None, key) for stream, type_, id_, key in rows]
 

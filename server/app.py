@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from buffer.log import BufferError
-from server import completions, feedback, learning, stored
+from server import completions, erasure, feedback, learning, stored
 from server.errors import EngineRefused, EngineUnavailable, RequestRefused, ServerError
 from server.gateway import Gateway
 from server.problems import Problem, problem, shape
@@ -28,6 +28,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     # before completions: both routers own paths below /v1/chat/completions, with different methods
     app.include_router(stored.router(gateway))
     app.include_router(completions.router(gateway))
+    app.include_router(erasure.router(gateway))
     app.include_router(learning.learning_router(gateway))
     app.include_router(learning.policies_router(gateway))
     _add_models(app, gateway)

@@ -24,7 +24,14 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "doctor": ("server.doctor:main", "check the installation and its state, and say what to do"),
     "status": ("server.status:main", "what is served, what the learner does and why"),
     "feedback": ("server.feedback_command:main", "list, show, send or withdraw feedback"),
-    "import": ("server.import_command:main", "give demonstrations from a JSONL file to a running server"),
+    "import": (
+        "server.import_command:main",
+        "give demonstrations to a server, or restore an exported log",
+    ),
+    "export": ("server.export_command:main", "write the log, or the lessons alone, to a file"),
+    "replay": ("server.replay_command:main", "rebuild the look-ups from the log, and say what differed"),
+    "rebuild": ("server.rebuild_command:main", "take all lessons to another base model, in a new state"),
+    "erase": ("server.erase_command:main", "erase an exchange, feedback, or all of a principal"),
     "policies": ("server.policies_command:main", "list, show or promote policies, or roll back"),
     "merge": ("learner.merge:main", "write the base model with a policy merged in, for any program to load"),
 }
@@ -58,11 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except Exception as error:
         from buffer.config import ConfigError  # pydantic is loaded by then, and not for --help
+        from buffer.log import BufferError
 
-        if not isinstance(error, ConfigError):
+        if not isinstance(error, ConfigError | BufferError):
             raise
         print_error(str(error), error.hint, error.code, as_json=as_json)
-        return USAGE
+        return USAGE if isinstance(error, ConfigError) else FAILED
 
 
 def _help() -> argparse.ArgumentParser:

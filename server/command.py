@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -44,9 +44,9 @@ def parser(name: str, about: str, exits: Mapping[int, str] = EXITS) -> argparse.
     return made
 
 
-def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+def print_json(value: Any, out: TextIO | None = None) -> None:
+    """One JSON document, on standard output where nothing else is given."""
+    print(json.dumps(value, indent=2, ensure_ascii=False), file=out, flush=True)
 
 
 def print_error(message: str, hint: str, code: str, *, as_json: bool) -> None:

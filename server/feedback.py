@@ -12,7 +12,7 @@ from buffer.fate import Status
 from buffer.records import ExchangeOpened, FeedbackGiven, FeedbackWithdrawn
 from buffer.teacher import teacher_messages
 from buffer.view import Feedback
-from server import lessons
+from server import erasure, lessons
 from server.errors import RequestRefused
 from server.gateway import Gateway, read_json
 from server.identity import Principal, conversation_of
@@ -59,10 +59,13 @@ def router(gateway: Gateway) -> APIRouter:
     async def one(request: Request, feedback_id: str) -> dict[str, Any]:
         return lessons.describe(await desk.own(gateway.principal(request), feedback_id))
 
-    @routes.delete("/{feedback_id}", summary="Take it back: it is left out of all future rounds")
-    async def withdraw(request: Request, feedback_id: str) -> dict[str, Any]:
+    @routes.delete("/{feedback_id}", summary="Take it back for all future rounds, or erase what it says, too")
+    async def withdraw(request: Request, feedback_id: str, erase: bool = False) -> dict[str, Any]:
         principal = gateway.principal(request)
         feedback = await desk.own(principal, feedback_id)
+        if erase:
+            await erasure.erase_feedback(gateway, [feedback_id], principal.name)
+            return {"id": feedback_id, "object": "feedback.erased", "status": "erased"}
         withdrawn = FeedbackWithdrawn(feedback_id=feedback_id, by=principal.name)
         await gateway.write([withdrawn], desk.partition_key(feedback))
         return {"id": feedback_id, "object": "feedback.withdrawn", "status": "withdrawn"}

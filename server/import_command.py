@@ -1,12 +1,15 @@
 """`apprentice import FILE`: demonstrations from a JSONL file, given to a running server as feedback.
 
+(`--log FILE` restores an exported log instead: `server.restore`.)
+
 A line is a chat that ends with the right answer, or has the columns of TRL's SDFT trainer:
 
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
     {"prompt": "…" or messages, "privileged_context": "…" or ["…", "…"]}
 
-Either may have a `check`, as in `POST /v1/feedback`. All lines are checked before any is sent. A batch's
-`Idempotency-Key` is the digest of what it says, so what was taken before a cut is not taken twice.
+The second may have `"kind": "instruction"`: its text says how to answer. Either may have a `check`, as in
+`POST /v1/feedback`. All lines are checked before any is sent. A batch's `Idempotency-Key` is the digest of
+what it says, so what was taken before a cut is not taken twice.
 """
 
 import argparse
@@ -27,8 +30,13 @@ Give demonstrations from a JSONL file to a running server, to learn from. A line
   {"messages": [..., {"role": "assistant", "content": "the right answer"}]}
   {"prompt": TEXT or [messages], "privileged_context": TEXT or [TEXT, ...]}    as TRL's SDFT has it
 
-with an optional "check": {"contains": TEXT}; other keys are ignored. Of one question the last line counts.
-Nothing is sent unless all lines are right, and running it again takes nothing twice."""
+with an optional "check": {"contains": TEXT}; with "kind": "instruction" the text says how to answer instead
+of being the answer. Other keys are ignored. Of one question the last line counts. Nothing is sent unless all
+lines are right, and running it again takes nothing twice.
+
+With --log the file is an exported log (`apprentice export`), restored into a state directory that has no
+log yet, while nothing runs on it. Copy adapters/, secret and apprentice.toml from where it was, then start.
+A file that was exported before an erasure still holds what was erased."""
 
 BATCH = 64
 SHOWN = 5
@@ -66,6 +74,8 @@ class ImportStopped(CommandError):
 def main(argv: Sequence[str]) -> int:
     """Check the file, then send it. Raises `CommandError`, `ConfigError`."""
     arguments = _parse(argv)
+    if arguments.log:
+        return _restore(arguments)
     from buffer.config import load  # pydantic, which --help needs nothing of
     from server.config import ServerConfig
 
@@ -77,6 +87,19 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(
             f"demonstrations imported: {len(ids)}; `apprentice status` tells what the learner does with them"
+        )
+    return OK
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from server.restore import restore_log
+
+    records = restore_log(arguments)
+    if arguments.json:
+        print_json({"restored": records})
+    else:
+        print(
+            f"records restored: {records}\ncopy adapters/, secret and apprentice.toml, then `apprentice up`"
         )
     return OK
 
@@ -121,13 +144,16 @@ def demonstration(text: bytes, max_chars: int) -> dict[str, Any]:
         raise ValueError(f"is not JSON: {error}".replace("line 1 column", "column")) from None
     if not isinstance(line, dict):
         raise ValueError("is not a JSON object")
+    if "specversion" in line and "stream" in line:
+        raise ValueError("is a record of an exported log, which `apprentice import --log` restores")
     if line.get("messages") is not None:
         messages, answer = _of_chat(line["messages"])
     elif line.get("prompt") is not None and line.get("privileged_context") is not None:
         messages, answer = _of_columns(line["prompt"], line["privileged_context"])
     else:
         raise ValueError("has neither messages, nor prompt and privileged_context")
-    body = {"kind": "demonstration", "messages": messages, "text": answer}
+    kind = "instruction" if line.get("kind") == "instruction" else "demonstration"
+    body = {"kind": kind, "messages": messages, "text": answer}
     if line.get("check") is not None:
         body["check"] = line["check"]
     try:
@@ -205,5 +231,6 @@ def _read(file: str) -> bytes:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     made = parser("import", ABOUT)
     made.add_argument("file", metavar="FILE", help="a JSONL file, or - for standard input")
+    made.add_argument("--log", action="store_true", help="FILE is an exported log: restore it")
     add_arguments(made)
     return made.parse_args(argv)

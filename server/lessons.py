@@ -21,6 +21,12 @@ _CONTROL_TOKEN = re.compile(
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
+class CheckIn(Check):
+    """A check as a client gives it: what is unknown is an error there, and not when the log is read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class FeedbackIn(BaseModel):
     """The body of `POST /v1/feedback`, or one item of it."""
 
@@ -31,7 +37,7 @@ class FeedbackIn(BaseModel):
     text: str | None = None
     value: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False)
     messages: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=200)
-    check: Check | None = None
+    check: CheckIn | None = None
 
     def given(
         self, feedback_id: str, principal: str, *, idempotency_key: str | None, body_digest: str
@@ -46,7 +52,7 @@ class FeedbackIn(BaseModel):
             text=self.text,
             value=self.value,
             messages=[Message(**message) for message in self.messages] if self.messages else None,
-            check=self.check,
+            check=Check(contains=self.check.contains) if self.check is not None else None,
             idempotency_key=idempotency_key,
             body_digest=body_digest,
         )
@@ -147,13 +153,15 @@ def _parse_one(body: object, where: str, max_chars: int) -> FeedbackIn:
 
 
 def _check_fields(feedback: FeedbackIn, where: str) -> None:
-    """Each kind's own fields, and no others."""
+    """Each kind's own fields, and no others. An instruction may say itself what was asked."""
     needed = {
         "correction": ("completion_id", "text"),
         "instruction": ("completion_id", "text"),
         "rating": ("completion_id", "value"),
         "demonstration": ("messages", "text"),
     }[feedback.kind]
+    if feedback.kind == "instruction" and feedback.completion_id is None and feedback.messages is not None:
+        needed = ("messages", "text")
     optional = {"rating": (), "demonstration": ("check", "completion_id")}.get(feedback.kind, ("check",))
     for name in ("completion_id", "text", "value", "messages", "check"):
         present = getattr(feedback, name) is not None

@@ -90,6 +90,11 @@ class _BufferCollector(Collector):
             rounds.add_metric([verdict], count)
         yield rounds
         yield from self._of_log()
+        about = "Records that the view could not read, by type: of a newer release, or damaged."
+        passed_over = GaugeMetricFamily("apprentice_records_passed_over", about, labels=["type"])
+        for type_, count in Tally(type_ for _, type_, _ in self._view.poison()).items():
+            passed_over.add_metric([type_], count)
+        yield passed_over
         try:
             ends = self._buffer.log.ends()
         except BufferError:

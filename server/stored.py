@@ -6,8 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from buffer.records import Choice, ExchangeErased
+from buffer.records import Choice
 from buffer.view import Exchange
+from server import erasure
 from server.errors import RequestRefused
 from server.gateway import Gateway
 from server.identity import Principal
@@ -79,11 +80,7 @@ def router(gateway: Gateway) -> APIRouter:
     @routes.delete("/{completion_id}", summary="Erase a completion and all feedback on it")
     async def erase(request: Request, completion_id: str) -> dict[str, Any]:
         await own(gateway, request, completion_id)
-        by = gateway.principal(request).name
-        view = gateway.buffer.view
-        tombstones = await asyncio.to_thread(view.tombstones, completion_id, gateway.buffer.now())
-        erased = gateway.record(ExchangeErased(completion_id=completion_id, by=by), "")
-        await gateway.append([*tombstones, erased])  # in this order they make room in a full journal
+        await erasure.erase_exchanges(gateway, [completion_id], gateway.principal(request).name)
         return {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
 
     return routes

@@ -37,6 +37,14 @@ def test_a_message_is_cloudevents_in_binary_mode(record: Record) -> None:
     assert ("content-type" in headers) == (record.data is not None)
 
 
+@pytest.mark.parametrize(("name", "value"), [("ce_sequence", b"%d" % 2**63), ("ce_source", None)])
+def test_what_would_stop_a_reader_is_unreadable(name: str, value: bytes | None) -> None:
+    message = to_message(Record("exchanges", "test.v1", "1", START, b"{}", source="/s", sequence=1))
+    headers = [(each, value if each == name else text) for each, text in message.headers]
+    with pytest.raises(UnreadableRecord):
+        from_message("exchanges", b"{}", headers)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "headers",
     [

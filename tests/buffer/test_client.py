@@ -138,7 +138,7 @@ def test_following_outlives_a_log_that_is_away(log: FlakyLog, buffer: Buffer, he
 def test_following_outlives_a_listener_that_fails(buffer: Buffer, heard: Heard) -> None:
     buffer.start()
     heard.fail = True
-    buffer.write([moved(0)]).result()
+    buffer.decide(moved(0)).result(20)  # so that its batch ends here
     buffer.write([moved(1)]).result()
     heard.wait_for(1)
     assert buffer.view.alias("a").version == 2

@@ -23,9 +23,11 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 def test_what_is_relayed_is_pending_no_more(journal: Journal) -> None:
     outbox = Outbox(journal, "here")
     first = outbox.pending(4)
-    assert ids(first) == ids([make(number) for number in range(4)])
-    outbox.advance(first[-1].sequence)
-    assert ids(outbox.pending(100)) == ids([make(number) for number in range(4, 10)])
+    assert ids([record for _, record in first]) == ids([make(number) for number in range(4)])
+    outbox.advance(first[-1][0])
+    assert ids([record for _, record in outbox.pending(100)]) == ids(
+        [make(number) for number in range(4, 10)]
+    )
 
 
 def test_the_watermark_survives_and_never_goes_back(journal: Journal, tmp_path: Path) -> None:

@@ -398,6 +398,12 @@ def test_rejections_requests_and_switches_are_known(log: Written) -> None:
     assert log.view.paused() is None
 
 
+def test_a_request_whose_round_is_read_first_is_answered(log: Written) -> None:
+    log.write(planned(1, 0, requests=["r-1"]))
+    log.write(RoundRequested(request_id="r-1", by="op"), RoundRequested(request_id="r-2", by="op"))
+    assert [r.request_id for r in log.view.requests()] == ["r-2"]
+
+
 # --- applying ----------------------------------------------------------------------------------------
 
 
