@@ -5,6 +5,7 @@ no topic is made, and the one file that is written, to see the disk flush, is de
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from buffer import files
 from buffer.config import KafkaConfig
 from buffer.journal import VERSION
 from buffer.log import BufferError
@@ -165,15 +165,22 @@ def check_relay(path: Path, target: str) -> Finding:
         row = db.execute("SELECT seq FROM relayed WHERE target = ?", (target,)).fetchone()
     behind = last - (row[0] if row else 0)
     said = f"{behind} records behind"
-    owned = files.lock(lock) if lock.exists() else None
-    runs = lock.exists() and owned is None
-    if owned is not None:
-        os.close(owned)
+    runs = lock.exists() and _owned(lock)
     if behind and not runs:
         return Finding(name, "wrong", f"none runs, {said}", "start it: `apprentice up`, or python -m buffer")
     if behind > LAG_RECORDS:
         return Finding(name, "warning", said, "look at its log for why the broker takes them slowly")
     return Finding(name, "ok", said)
+
+
+def _owned(lock: Path) -> bool:
+    """Whether a process holds it. Shared, so that the owner's process id in it stays."""
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _damaged(path: Path, what: object) -> Finding:

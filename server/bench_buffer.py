@@ -104,7 +104,7 @@ def show(found: dict[str, Any]) -> None:
             made.add_column(head, justify="right")
         return made
 
-    console, flush = Console(highlight=False), found["fsync"]
+    console, flush = Console(highlight=False, markup=False), found["fsync"]
     journal = table(
         f"journal, records of {found['size']} bytes; one fsync of this disk: "
         f"p50 {flush['p50_ms']:.2f} ms, p99 {flush['p99_ms']:.2f} ms",

@@ -33,7 +33,7 @@ def test_it_measures_disk_journal_and_feedback(tmp_path: Path, capsys: pytest.Ca
     assert "relay" not in found
     show(found)
     shown = capsys.readouterr().out
-    assert "bootstrap_servers" in shown and "accepted/s" in shown
+    assert "[buffer.kafka]" in shown and "accepted/s" in shown
 
 
 @pytest.mark.kafka
