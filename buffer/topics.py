@@ -21,8 +21,8 @@ from buffer.log import BufferError, LogMisconfigured, LogUnavailable
 from buffer.records import STREAMS, Stream
 
 UNREACHABLE = (
-    "check that the broker runs, and what client in [buffer.kafka] says of security_protocol, sasl_mechanism"
-    " and ssl_cafile"
+    "check that the broker runs, and in [buffer.kafka] bootstrap_servers and what client says of"
+    " security_protocol, sasl_mechanism and ssl_cafile"
 )
 REFUSED_LOGIN = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError)
 CLIENTS = (KafkaAdminClient, KafkaConsumer, KafkaProducer)

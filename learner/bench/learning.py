@@ -112,7 +112,7 @@ class Bench:
             if not self.quick:
                 yield Run("facts", "sft+", seed, task, same, curve=curve)
             for rate in SFT_RATES[:1] if self.quick else SFT_RATES if seed == 0 else (self._tuned(),):
-                yield Run("facts", f"sft {rate:g}", seed, task, self._plain(rate), curve=curve and 20)
+                yield Run("facts", f"sft {rate:g}", seed, task, self._plain(rate), curve=12 if self.quick else 20)
             if seed == 0:
                 yield Run("facts", "shuffled", seed, task, self.config, "shuffled")
             if seed == 0 and not self.quick:
