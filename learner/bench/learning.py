@@ -106,13 +106,13 @@ class Bench:
     def _facts(self) -> Iterator[Run]:
         task = self._tasks()[:1]
         same = self.config.model_copy(update=SAME)
-        curve = 0 if self.quick else 28
+        curve, stops = (0, 12) if self.quick else (28, 20)
         for seed in range(self.seeds):
             yield Run("facts", "sdft", seed, task, self.config, curve=curve)
             if not self.quick:
                 yield Run("facts", "sft+", seed, task, same, curve=curve)
             for rate in SFT_RATES[:1] if self.quick else SFT_RATES if seed == 0 else (self._tuned(),):
-                yield Run("facts", f"sft {rate:g}", seed, task, self._plain(rate), curve=12 if self.quick else 20)
+                yield Run("facts", f"sft {rate:g}", seed, task, self._plain(rate), curve=stops)
             if seed == 0:
                 yield Run("facts", "shuffled", seed, task, self.config, "shuffled")
             if seed == 0 and not self.quick:
