@@ -10,6 +10,7 @@ from kafka.errors import (
     KafkaError,
     SaslAuthenticationFailedError,
     TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
 )
 from kafka.net.compat import KafkaNetClient
@@ -183,7 +184,8 @@ def _create(admin: Any, config: KafkaConfig, stream: Stream) -> None:
 
 def _check(admin: Any, config: KafkaConfig, stream: Stream) -> None:
     (description,) = admin.describe_topics([topic_of(config, stream)])
-    partitions = description["partitions"]
+    if not (partitions := description["partitions"]):  # of a topic so new that not every broker knows it
+        raise UnknownTopicOrPartitionError(topic_of(config, stream))
     _check_layout(config, stream, len(partitions), min(len(each["replica_nodes"]) for each in partitions))
     resource = ConfigResource(ConfigResourceType.TOPIC, topic_of(config, stream))
     found = admin.describe_configs([resource], config_filter="all")["topic"][topic_of(config, stream)]
