@@ -67,7 +67,6 @@ def test_nothing_differs_wherever_it_begins(filled: Log, tmp_path: Path, begin: 
 def test_what_a_view_saw_being_erased_is_no_difference(log: Log, tmp_path: Path) -> None:
     """The kept view read the records before they were erased, the new one reads what is left of them."""
     there = tmp_path / "there.db"
-    first = RECORDS[0]
     log.append([record for record in RECORDS if record.data is not None]).result()
     kept(there, log)
     with closing(View(there)) as view:
@@ -76,11 +75,7 @@ def test_what_a_view_saw_being_erased_is_no_difference(log: Log, tmp_path: Path)
         log.append(gone).result()
         follow(log, view)
         assert view.exchange("chatcmpl-1") is None and view.tombstones("chatcmpl-1", START) == []
-    assert first.id in {record.id for record in gone}
-    spoil(there, "DELETE FROM exchanges WHERE 0")
-    result = replay(log, there, build(tmp_path / "new"))
-    marked = [d for d in result.differences if d.table != "exchanges"]
-    assert marked == []
+    assert replay(log, there, build(tmp_path / "new")).same
 
 
 def test_what_differs_is_named_and_the_view_left_alone(filled: Log, tmp_path: Path) -> None:
@@ -168,8 +163,8 @@ def test_a_built_view_takes_the_place_of_another_with_its_unwritten_rest(tmp_pat
     assert replay(log, there, build(tmp_path / "again")).same
 
 
-@given(st.integers(0, len(RECORDS)), st.integers(0, len(RECORDS)))
-def test_applying_any_part_again_changes_nothing(start: int, end: int) -> None:
+@given(st.integers(0, len(RECORDS)))
+def test_applying_the_log_again_from_anywhere_changes_nothing(start: int) -> None:
     with closing(View(":memory:")) as view:
         view.apply(RECORDS, {})
         before = list(view._db.iterdump())
