@@ -54,8 +54,18 @@ def test_an_export_has_every_record_as_it_is(log: Log) -> None:
     assert sorted(lines) == sorted(map(to_line, records))
 
 
+def test_what_is_still_given_out_ahead_of_its_tombstone_is_exported_without_its_data() -> None:
+    class Uncompacted(MemoryLog):
+        def _blank(self, tombstone: Record) -> None:
+            pass
+
+    log, record = Uncompacted(), make(1, data=b'{"secret":1}')
+    log.append([record, record.tombstone(START)]).result()
+    assert b"secret" in (log.read({})[0][0].data or b"")
+    assert not [line for line in exported(log) if b"secret" in line]
+
+
 def test_what_is_erased_is_exported_without_its_data(log: Log) -> None:
-    """Also by a log that still gives it out ahead of its tombstone."""
     record = make(1, key="k", data=b'{"secret":1}')
     log.append([record, make(2, key="k")]).result()
     log.append([record.tombstone(START)]).result()
