@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from buffer.backend import journal_path
-from buffer.binding import partition_of
 from buffer.config import BufferConfig, Shared
 from buffer.journal import Journal
 from buffer.log import ExportRefused, Log, LogNotEmpty, LogUnavailable, read_to_end
-from buffer.records import PAYLOADS, STREAMS, Record, UnreadableRecord
+from buffer.records import KEYED, PAYLOADS, STREAMS, Record, UnreadableRecord
 from buffer.structured import from_line, to_line
 
 Progress = Callable[[int, int], None]
@@ -96,16 +95,16 @@ def restore(shared: Shared, config: BufferConfig, read: Callable[[], Iterable[by
 
             log = KafkaLog(journal, config.kafka, name="restore")
             _require_empty_topics(log, config)
-        return journal.restore(lambda: records_of(read(), _layout(config))).result()
+        return journal.restore(lambda: records_of(read())).result()
     finally:
         log.close()
 
 
-def records_of(lines: Iterable[bytes], partition: Callable[[Record], int]) -> Iterator[Record]:
-    """The records of an export's lines. `partition` is where a reader will find each.
+def records_of(lines: Iterable[bytes]) -> Iterator[Record]:
+    """The records of an export's lines.
 
     Raises `ExportRefused` for a line that is none, and where a reader would take a record for a repetition,
-    because in its partition a later one of its source comes first.
+    because in its stream, whose order decides, a later one of its source comes first.
     """
     marks = Watermarks()
     for number, line in enumerate(lines, start=1):
@@ -116,22 +115,12 @@ def records_of(lines: Iterable[bytes], partition: Callable[[Record], int]) -> It
                 f"line {number} is no record of a log: {error}",
                 "give the whole, unchanged file that `apprentice export` wrote",
             ) from None
-        if not marks.pass_(replace(record, partition=partition(record))):
+        if record.stream not in KEYED and not marks.pass_(record):
             raise ExportRefused(
                 f"line {number}: record {record.id} comes after a later one of {record.source}",
-                "keep the lines in their order; under Kafka, set `partitions` in [buffer.kafka] as it was "
-                "where the log was exported",
+                "keep the lines in their order",
             )
         yield record
-
-
-def _layout(config: BufferConfig) -> Callable[[Record], int]:
-    """Where this state's readers will find a restored record."""
-    if config.backend == "journal":
-        return lambda record: record.partition
-    from buffer.topics import partitions_of
-
-    return lambda record: partition_of(record.partition_key, partitions_of(config.kafka, record.stream))
 
 
 def _require_empty_topics(log: Log, config: BufferConfig) -> None:

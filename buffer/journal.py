@@ -32,7 +32,7 @@ from buffer.log import (
     LogUnavailable,
     refuse_too_large,
 )
-from buffer.records import STREAMS, Positions, Record, Stream, timestamp
+from buffer.records import KEYED, STREAMS, Positions, Record, Stream, timestamp
 
 VERSION = 2
 SCHEMA = (
@@ -114,13 +114,26 @@ class Journal:
 
         They keep their source, sequence and partition, by which readers know them, and the journal keeps
         its own identity: it never gives out a sequence that its predecessor, were it to go on, gives too.
+        Those of streams with several partitions come in the order of their sequences: a relay may spread them
+        over other partitions, and sends a tombstone to all.
         `read` gives the records; what it raises comes through the future, as does `LogNotEmpty`.
         """
 
         def fill(db: sqlite3.Connection) -> int:
             if db.execute("SELECT 1 FROM sqlite_sequence WHERE name = 'records'").fetchone() is not None:
                 raise LogNotEmpty(f"{self.path} has records already", "restore into a new state directory")
-            return db.executemany(INSERT, map(_restored, read())).rowcount
+            db.execute("CREATE TEMP TABLE incoming AS SELECT * FROM records LIMIT 0")
+            db.executemany(INSERT.replace("records", "incoming"), map(_restored, read()))
+            columns = COLUMNS.removeprefix("seq, ")
+            (spread,) = db.execute("SELECT max(partition) > 0 FROM incoming").fetchone()
+            keyed = f"?1 AND stream IN ({', '.join(repr(stream) for stream in KEYED)})"
+            count = db.execute(
+                f"INSERT INTO records ({columns}) SELECT {columns} FROM incoming"  # noqa: S608
+                f" ORDER BY {keyed}, CASE WHEN {keyed} THEN sequence END, rowid",
+                (spread,),
+            ).rowcount
+            db.execute("DROP TABLE incoming")
+            return count
 
         return self.commit(fill)
 

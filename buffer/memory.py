@@ -71,7 +71,7 @@ class MemoryLog:
             self._changed.notify_all()
 
     def _from(self, starts: dict[str, int]) -> list[Record]:
-        low = min(starts.values())
+        low = max(min(starts.values()), 1)
         return [record for record in self._records[low - 1 :] if record.sequence >= starts[record.stream]]
 
     def _blank(self, tombstone: Record) -> None:

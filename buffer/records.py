@@ -18,6 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 Stream = Literal["exchanges", "feedback", "control", "rounds"]
 STREAMS: tuple[Stream, ...] = ("exchanges", "feedback", "control", "rounds")
+KEYED: tuple[Stream, ...] = ("exchanges", "feedback")
+"""Streams with any number of partitions. The others have one each, because their order decides."""
 
 Positions = dict[str, dict[int, int]]
 """`{stream: {partition: offset}}`: the next record to read. A missing one means from the start."""

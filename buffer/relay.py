@@ -35,8 +35,8 @@ from buffer.config import BufferConfig
 from buffer.journal import POLL_S, Journal
 from buffer.log import LogFull, LogUnavailable
 from buffer.outbox import Outbox
-from buffer.records import STREAMS, Record, Stream
-from buffer.topics import FLIGHT_BYTES, KEYED, METADATA_AGE_MS, connect, ensure_topics, topic_of
+from buffer.records import KEYED, STREAMS, Record, Stream
+from buffer.topics import FLIGHT_BYTES, METADATA_AGE_MS, connect, ensure_topics, topic_of
 
 FLIGHT_RECORDS = 1_000
 REFUSALS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidRecordError)

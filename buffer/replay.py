@@ -71,7 +71,7 @@ def replay(log: Log, there: Path, built: Path, begin: From | None = None) -> Rep
         if begin is None or unusable:
             return _compared(log, copy, new, follow(log, new), unusable, built)
         count = 0
-        for records, positions in read_to_end(log, begin.positions):
+        for records, positions in read_to_end(log, _within(begin.positions, log.ends())):
             chosen = [record for record in records if record.time >= begin.time]
             new.apply(chosen, positions, again=True)
             count += len(chosen)
@@ -122,6 +122,14 @@ def _catch_up(log: Log, copy: Path) -> str:
     return ""
 
 
+def _within(positions: Positions, ends: Positions) -> Positions:
+    """The same, where the log has such partitions, and not beyond its ends."""
+    return {
+        stream: {p: min(offset, ends[stream][p]) for p, offset in partitions.items() if p in ends[stream]}
+        for stream, partitions in positions.items()
+    }
+
+
 def _compared(log: Log, copy: Path, new: View, records: int, unusable: str, built: Path) -> Replayed:
     if unusable:
         return Replayed(records, unusable=unusable)
@@ -133,11 +141,12 @@ def _compared(log: Log, copy: Path, new: View, records: int, unusable: str, buil
 
 
 def differences(there: Path, built: Path) -> tuple[Difference, ...]:
-    """What differs between two views of the same positions."""
+    """What two views of the same records say differently. Where they stand in their log is not compared."""
     found = []
     with closing(sqlite3.connect(built)) as db:
         db.execute("ATTACH ? AS there", (str(there),))
-        for (table,) in db.execute("SELECT name FROM main.sqlite_master WHERE type = 'table'").fetchall():
+        tables = "SELECT name FROM main.sqlite_master WHERE type = 'table' AND name != 'positions'"
+        for (table,) in db.execute(tables).fetchall():
             kept = "WHERE NOT erased" if table in ("exchanges", "feedback") else ""
             old, new = (f"SELECT * FROM {schema}.{table} {kept}" for schema in ("there", "main"))  # noqa: S608
             gone, added = (_only(db, *pair) for pair in ((old, new), (new, old)))

@@ -19,7 +19,7 @@ from kafka.net.selector import NetworkSelector
 
 from buffer.config import KafkaConfig
 from buffer.log import BufferError, LogMisconfigured, LogUnavailable
-from buffer.records import STREAMS, Stream
+from buffer.records import KEYED, STREAMS, Stream
 
 UNREACHABLE = (
     "check that the broker runs, and in [buffer.kafka] bootstrap_servers and what client says of"
@@ -30,8 +30,6 @@ CLIENTS = (KafkaAdminClient, KafkaConsumer, KafkaProducer)
 HOUR_MS = 3_600_000
 METADATA_AGE_MS = 30_000
 """How soon relays and readers notice that partitions were added."""
-KEYED: tuple[Stream, ...] = ("exchanges", "feedback")
-"""Streams with any number of partitions. The others have one each, because their order decides."""
 FLIGHT_BYTES = 256 << 10
 """What the relay puts into one batch; every topic must take as much."""
 WHY = {

@@ -1,7 +1,9 @@
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from buffer.records import LearningSwitched, Record
 from server.app import create_app
 from server.metrics import without_hidden
 from tests.server.running import Running
@@ -23,6 +25,8 @@ GUARDED = [
     ("GET", "/v1/chat/completions"),
     ("GET", "/v1/chat/completions/x"),
     ("GET", "/v1/chat/completions/x/messages"),
+    ("GET", "/v1/principals/x"),
+    ("DELETE", "/v1/principals/x"),
     ("DELETE", "/v1/chat/completions/x"),
     ("GET", "/v1/models"),
     ("POST", "/v1/feedback"),
@@ -175,6 +179,15 @@ def test_metrics_are_there_while_the_engine_is_not(running: Running) -> None:
     running.run(running.engine.stop())
     text = running.client().get("/metrics").text
     assert "apprentice_engine_ready 0.0" in text
+
+
+def test_records_of_a_newer_release_are_counted_by_type(running: Running) -> None:
+    newer = Record("rounds", "apprentice.dream.had.v1", "n-1", datetime.now(UTC), b"{}")
+    known = running.gateway.record(LearningSwitched(paused=True, by="root"), "")
+    running.run(running.gateway.append([newer, known]))
+    running.run(running.gateway.until(lambda: running.gateway.buffer.view.paused() is not None))
+    text = running.client().get("/metrics").text
+    assert 'apprentice_records_passed_over{type="apprentice.dream.had.v1"} 1.0' in text.splitlines()
 
 
 def test_only_the_hidden_family_is_taken_out() -> None:

@@ -23,6 +23,7 @@ RATING = {"kind": "rating", "completion_id": "chatcmpl-1", "value": -1}
         {**RATING, "value": 0.5},
         DEMONSTRATION,
         {**DEMONSTRATION, "completion_id": "chatcmpl-1"},
+        {**DEMONSTRATION, "kind": "instruction"},
         {**CORRECTION, "text": "tabs\tand\nlines, a < b, <b>html</b>, [x], 1|2, 日本語, emoji 👩‍💻"},
     ],
 )
@@ -52,6 +53,9 @@ def test_good_feedback_is_accepted(body: dict[str, Any]) -> None:
         ({**CORRECTION, "check": {"contains": ""}}, "check.contains"),
         ({**CORRECTION, "check": {"matches": "x"}}, "check.contains"),
         ({**CORRECTION, "check": {"contains": "</s>"}}, "check.contains"),
+        ({**CORRECTION, "check": {"contains": "x", "matches": "x"}}, "check.matches"),
+        ({**CORRECTION, "kind": "instruction", "messages": ASKED}, "messages"),
+        ({"kind": "instruction", "messages": ASKED}, "text"),
         ({"kind": "rating", "completion_id": "c"}, "value"),
         ({**RATING, "value": 1.5}, "value"),
         ({**RATING, "value": True}, "value"),
