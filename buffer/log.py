@@ -16,13 +16,14 @@ MAX_DATA_BYTES = 1_000_000
 
 
 class BufferError(Exception):
-    """Root of what can go wrong with the log; `code` is stable and `hint` names the next step.
+    """Root of what can go wrong with the buffer; `code` is stable and `hint` names the next step.
 
     BufferError
      ├─ LogFull           the disk or the journal's quota is full: nothing was written
      ├─ RecordTooLarge    a record is above `MAX_DATA_BYTES`: cut it down at capture
      ├─ LogUnavailable    the broker or file cannot be reached, or the log is closed: try again
-     └─ LogMisconfigured  settings, topics or permissions are wrong: a person must act
+     ├─ LogMisconfigured  settings, topics or permissions are wrong: a person must act
+     └─ StoreUnavailable  the adapter store does not give or take a release now (`buffer.store`): try again
     """
 
     code = "buffer_error"

@@ -189,13 +189,21 @@ class Desk:
         """Its completion is the caller's own and has such a choice. Raises `RequestRefused`."""
         if feedback.completion_id is None:
             return
+        view = self._gateway.buffer.view
+        exchange = await asyncio.to_thread(view.exchange, feedback.completion_id)
         if self._gateway.receipts.conversation(feedback.completion_id, principal.name) is None:
+            if exchange is not None and exchange.opened.principal == principal.name:
+                raise RequestRefused(
+                    f"{feedback.completion_id} is yours, but was given by a server with another secret",
+                    "give all servers of one log the same [server] secret (or the same file `secret` in their"
+                    " state directories)",
+                    code="receipt_secret_differs", status=503, param="completion_id",
+                )  # fmt: skip
             raise RequestRefused(
                 f"{feedback.completion_id!r} is not one of your completions",
                 "give the id of a reply that you received and did not ask for with store: false",
                 code="completion_not_found", status=404, param="completion_id",
             )  # fmt: skip
-        exchange = await asyncio.to_thread(self._gateway.buffer.view.exchange, feedback.completion_id)
         lessons.check_choice(feedback, exchange)
 
     def _key_of(self, given: FeedbackGiven, principal: str) -> str:
