@@ -227,9 +227,9 @@ def test_the_stores_secrets_are_masked() -> None:
 # --- what is kept ------------------------------------------------------------------------------------
 
 
-def moves(*versions: int, why: str = "promote") -> Alias:
+def moves(*versions: int) -> Alias:
     made = tuple(
-        AliasMoved(alias="apprentice", version=v, epoch=i, why=why, by="op")  # type: ignore[arg-type]
+        AliasMoved(alias="apprentice", version=v, epoch=i, why="promote", by="op")
         for i, v in enumerate(versions)
     )
     return Alias(versions[-1] if versions else 0, len(versions), made)

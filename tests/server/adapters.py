@@ -41,6 +41,7 @@ def publish(
     candidate: Sequence[float],
     parent: Sequence[float],
     alias: str = "apprentice",
+    base: str = "b" * 64,
 ) -> Release:
     """Release what is in `weights`, with one probe on `PROMPT`, as the learner would."""
     probe = Probe(token_ids=PROMPT, start=1, candidate=list(candidate), parent=list(parent))
@@ -49,7 +50,7 @@ def publish(
         alias=alias,
         parent=0,
         round=version,
-        base="b" * 64,
+        base=base,
         rank=4,
         files={path.name: sha256_file(path) for path in sorted(weights.iterdir())},
         probes=[probe],

@@ -12,6 +12,8 @@ from typing import Any
 
 from aiohttp import web
 
+from buffer.adapters import MANIFEST, Manifest
+
 PROMPT_IDS = [1, 2, 3]
 
 
@@ -95,7 +97,17 @@ class ScriptedVLLM:
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         body = await self._take(request)
+        if body.get("prompt_logprobs") is not None:
+            return self._scored(body)
         return await self._answer(request, body, str(body["prompt"]), chat=False)
+
+    def _scored(self, body: dict[str, Any]) -> web.Response:
+        """What an adapter should compute by the probe in its manifest, read from where it lies."""
+        raw = (Path(self.loaded[body["model"]]) / MANIFEST).read_bytes()
+        (probe,) = Manifest.model_validate_json(raw).probes
+        scores = zip(body["prompt"][0][1:], probe.candidate, strict=True)
+        prompt = [None, *({str(token): {"logprob": score}} for token, score in scores)]
+        return web.json_response({"choices": [{"prompt_logprobs": prompt, "token_ids": [1]}]})
 
     async def _take(self, request: web.Request) -> dict[str, Any]:
         body: dict[str, Any] = await request.json()
