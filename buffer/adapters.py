@@ -7,16 +7,17 @@
         manifest.json                    hashes of the above, lineage, probes; its own SHA-256 is the digest
 
 The learner publishes with `buffer.files.publish_directory`; a server calls `verify` before it loads anything.
+Between machines `buffer.store` carries the directories.
 """
 
 import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from buffer.records import Logprobs, Release, TokenIds
@@ -36,6 +37,10 @@ _PLAIN_LORA: dict[str, tuple[Any, ...]] = {
     "layer_replication": (None,),
     "trainable_token_indices": (None,),
 }
+
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+"""A name that stays inside its directory."""
 
 
 class AdapterInvalid(ValueError):
@@ -67,7 +72,7 @@ class Manifest(BaseModel):
     base: str
     """SHA-256 of the base model's weights."""
     rank: int
-    files: dict[str, str]
+    files: dict[FileName, str]
     """SHA-256 of every other file in the directory."""
     probes: list[Probe] = []
 
@@ -93,30 +98,29 @@ def release_of(manifest_bytes: bytes) -> Release:
     return Release(version=version, digest=digest, directory=f"{version:06d}-{digest[:12]}")
 
 
-def verify(root: Path, release: Release, *, max_rank: int) -> Manifest:
-    """Check the release's directory under `root` to the last byte and return its manifest.
-
-    Raises `AdapterInvalid` naming the first thing that is wrong: name, digest, a file's hash, a file too
-    many, a PEFT field that vLLM would ignore or refuse, a tensor outside `TARGET_MODULES`, a value that is
-    not finite.
-    """
+def directory_of(root: Path, release: Release) -> Path:
+    """Where a release lies under `root`. Raises `AdapterInvalid` for a name that no release has."""
     if not _DIRECTORY.fullmatch(release.directory):
         raise AdapterInvalid(f"{release.directory!r} is not a release directory's name")
-    directory = root / release.directory
+    return root / release.directory
+
+
+def read_manifest(raw: bytes, release: Release) -> Manifest:
+    """A manifest's bytes, if they are the release's. Raises `AdapterInvalid`."""
     try:
-        raw = (directory / MANIFEST).read_bytes()
         if release_of(raw) != release:
-            raise AdapterInvalid(f"{directory}: manifest.json does not match the release in the log")
-        manifest = Manifest.model_validate_json(raw)
-        _verify_files(directory, manifest)
-        _verify_config(directory, max_rank)
-        _verify_tensors(directory / WEIGHTS)
-    except (OSError, ValidationError, json.JSONDecodeError, SafetensorError) as error:
-        raise AdapterInvalid(f"{directory}: {error}") from error
-    return manifest
+            raise AdapterInvalid(f"{release.directory}: manifest.json does not match the release in the log")
+        return Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        raise AdapterInvalid(f"{release.directory}: {MANIFEST}: {error}") from error
 
 
-def _verify_files(directory: Path, manifest: Manifest) -> None:
+def verify_files(directory: Path, release: Release) -> Manifest:
+    """Check every byte of the release in `directory` and return its manifest.
+
+    Raises `AdapterInvalid` (digest, a file's hash, a file too many) and `OSError`.
+    """
+    manifest = read_manifest((directory / MANIFEST).read_bytes(), release)
     present = {path.name for path in directory.iterdir()} - {MANIFEST}
     if present != set(manifest.files) or not {WEIGHTS, CONFIG} <= present:
         raise AdapterInvalid(
@@ -125,6 +129,24 @@ def _verify_files(directory: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         if sha256_file(directory / name) != expected:
             raise AdapterInvalid(f"{directory / name}: SHA-256 differs from the manifest: damaged or changed")
+    return manifest
+
+
+def verify(root: Path, release: Release, *, max_rank: int) -> Manifest:
+    """Check the release's directory under `root` to the last byte and return its manifest.
+
+    Raises `AdapterInvalid` naming the first thing that is wrong: name, digest, a file's hash, a file too
+    many, a PEFT field that vLLM would ignore or refuse, a tensor outside `TARGET_MODULES`, a value that is
+    not finite.
+    """
+    directory = directory_of(root, release)
+    try:
+        manifest = verify_files(directory, release)
+        _verify_config(directory, max_rank)
+        _verify_tensors(directory / WEIGHTS)
+    except (OSError, ValidationError, json.JSONDecodeError, SafetensorError) as error:
+        raise AdapterInvalid(f"{directory}: {error}") from error
+    return manifest
 
 
 def _verify_config(directory: Path, max_rank: int) -> None:

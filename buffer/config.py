@@ -89,7 +89,7 @@ class KafkaConfig(Table):
 
     @field_serializer("client")
     def _mask(self, value: dict[str, Any]) -> dict[str, Any]:
-        return {key: "**********" if _secret(key) else item for key, item in value.items()}
+        return _masked(value)
 
 
 GUARANTEES = frozenset(
@@ -101,6 +101,21 @@ GUARANTEES = frozenset(
 """Client settings that order and durability depend on, so they cannot be set."""
 
 
+class AdaptersConfig(Table):
+    """`[buffer.adapters]`: the store that carries adapters from the learner to servers on other machines."""
+
+    url: str | None = Field(default=None, pattern=r"^[a-z0-9+.-]+://.+")
+    """As fsspec has it: `s3://bucket/prefix`, `file:///mnt/shared`. Without one they stay in the state."""
+    options: dict[str, Any] = Field(default={}, repr=False)
+    """Of fsspec's file system, such as `endpoint_url`. Credentials are better left to its own environment."""
+    keep: int = Field(default=100, ge=3)
+    """How many releases stay in the store; those that the log still needs always do."""
+
+    @field_serializer("options")
+    def _mask(self, value: dict[str, Any]) -> dict[str, Any]:
+        return _masked(value)
+
+
 class BufferConfig(Table):
     """`[buffer]`: which log holds the records, and for how long the outbox keeps what it has relayed."""
 
@@ -110,6 +125,7 @@ class BufferConfig(Table):
     keep_relayed_days: float = Field(default=7.0, ge=0)
     """How long a record stays in the journal once the broker has it. The embedded log keeps everything."""
     kafka: KafkaConfig = KafkaConfig()
+    adapters: AdaptersConfig = AdaptersConfig()
 
 
 T = TypeVar("T", bound=BaseModel)
@@ -270,6 +286,14 @@ def _closest(name: str, known: Iterable[str], shape: str) -> str:
     if match := difflib.get_close_matches(name, known, n=1):
         return f"did you mean {shape.format(match[0])}?"
     return f"known here: {', '.join(shape.format(one) for one in known)}"
+
+
+def _masked(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Free settings with the secrets among them hidden, at any depth."""
+    return {
+        key: "**********" if _secret(key) else _masked(item) if isinstance(item, Mapping) else item
+        for key, item in value.items()
+    }
 
 
 def _secret(key: str) -> bool:

@@ -18,7 +18,7 @@ MAX_DATA_BYTES = 1_000_000
 
 
 class BufferError(Exception):
-    """Root of what can go wrong with the log; `code` is stable and `hint` names the next step.
+    """Root of what can go wrong with the buffer; `code` is stable and `hint` names the next step.
 
     BufferError
      ├─ LogFull           the disk or the journal's quota is full: nothing was written
@@ -26,7 +26,8 @@ class BufferError(Exception):
      ├─ LogUnavailable    the broker or file cannot be reached, or the log is closed: try again
      ├─ LogMisconfigured  settings, topics or permissions are wrong: a person must act
      ├─ LogNotEmpty       a log cannot be restored over another one
-     └─ ExportRefused     a file is no export of a log, or does not fit where it is to go
+     ├─ ExportRefused     a file is no export of a log, or does not fit where it is to go
+     └─ StoreUnavailable  the adapter store does not give or take a release now (`buffer.store`): try again
     """
 
     code = "buffer_error"

@@ -82,6 +82,10 @@ class Alias:
     epoch: int
     moves: tuple[AliasMoved, ...]
 
+    def recent(self, count: int) -> list[int]:
+        """The versions that were live last, each once, the live one first."""
+        return list(dict.fromkeys([self.version, *(move.version for move in reversed(self.moves))]))[:count]
+
     @property
     def previous(self) -> int | None:
         """The version that a rollback returns to, None when there is none.

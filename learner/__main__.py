@@ -16,6 +16,7 @@ from buffer.client import Buffer
 from buffer.config import BufferConfig, ConfigError, Shared, load, resolved
 from buffer.log import BufferError, LogUnavailable
 from buffer.models import model_directory
+from buffer.store import AdapterStore
 from buffer.teacher import Templates
 from buffer.view import View
 from learner.config import LearnerConfig
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps({**resolved(shared), **tables}, indent=2))
             return 0
         directory = model_directory(shared)
+        store = AdapterStore(shared.state / "adapters", buffer_config.adapters)
     except ConfigError as error:
         return _fail(error, error.hint, 2)
     owned = files.lock(shared.state / "run" / "learner.lock")
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             open_log(shared, buffer_config, name="learner"), View(shared.state / "learner" / "view.db")
         )
         try:
-            _serve(shared, config, templates, directory, buffer, stopping)
+            _serve(shared, config, templates, directory, store, buffer, stopping)
         finally:
             buffer.close()
     except (BufferError, OSError) as error:
@@ -95,6 +97,7 @@ def _serve(
     config: LearnerConfig,
     templates: Templates,
     directory: Path,
+    store: AdapterStore,
     buffer: Buffer,
     stopping: threading.Event,
 ) -> None:
@@ -111,7 +114,7 @@ def _serve(
     reporter = Reporter(buffer)
     try:
         reporter.say("starting", "loading the base model and its reference answers")
-        _learn(shared, config, templates, directory, buffer, reporter, stopping)
+        _learn(shared, config, templates, directory, store, buffer, reporter, stopping)
     finally:
         reporter.close()
 
@@ -121,6 +124,7 @@ def _learn(
     config: LearnerConfig,
     templates: Templates,
     directory: Path,
+    store: AdapterStore,
     buffer: Buffer,
     reporter: Reporter,
     stopping: threading.Event,
@@ -144,7 +148,7 @@ def _learn(
         model=model,
         reference=reference,
         config=config,
-        adapters=shared.state / "adapters",
+        store=store,
         scratch=shared.state / "learner",
         base_name=shared.model,
         alias=shared.alias,

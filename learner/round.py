@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from buffer.adapters import directory_of
 from buffer.records import LearnerState, Release, RoundEnded, RoundPlanned
 from buffer.teacher import Templates
 from buffer.view import View
@@ -103,7 +104,7 @@ class Round:
             }
         )
         reasons = verdict(evaluation, config.gate)
-        self._join([*self.planned.lessons, *self.planned.replay])  # raises if one has gone meanwhile
+        self.check()
         return RoundEnded(
             round=number,
             verdict="refused" if reasons else "passed",
@@ -111,6 +112,10 @@ class Round:
             evaluation=evaluation.model_dump(),
             release=None if reasons else self._publish(before, config),
         )
+
+    def check(self) -> None:
+        """Raises `LessonGone` if a lesson has been erased or withdrawn meanwhile."""
+        self._join([*self.planned.lessons, *self.planned.replay])
 
     @property
     def checkpoints(self) -> CheckpointFile:
@@ -139,7 +144,7 @@ class Round:
         parent = self.view.release(self.planned.parent)
         if parent is None or parent.release is None:
             raise FileNotFoundError(f"no round in the log made policy {self.planned.parent}")
-        self.model.load_adapter_file(self.adapters / parent.release.directory)
+        self.model.load_adapter_file(directory_of(self.adapters, parent.release))
 
     def _publish(self, before: Baseline, config: LearnerConfig) -> Release:
         self.report("publishing", f"round {self.planned.round} passed the gate", None)

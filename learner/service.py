@@ -7,14 +7,17 @@ finds the open round in the view and runs that same round again.
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from buffer.adapters import AdapterInvalid
 from buffer.client import Buffer
 from buffer.log import BufferError
-from buffer.records import Decision, FeedbackTriaged, LearnerState, RoundEnded, RoundPlanned
+from buffer.records import Decision, FeedbackTriaged, LearnerState, Release, RoundEnded, RoundPlanned
+from buffer.store import AdapterStore, StoreUnavailable, needed
 from buffer.teacher import DEFAULT, Templates
 from learner.config import LearnerConfig
 from learner.gate import Evaluation, full
@@ -31,6 +34,10 @@ POLL_S = 0.5
 BATCH = 256
 """Feedback judged per record."""
 
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+"""Between attempts to reach the adapter store."""
+
 
 class Stopped(Exception):
     """The process was asked to stop; an open round is left to be resumed."""
@@ -38,13 +45,13 @@ class Stopped(Exception):
 
 @dataclass
 class Service:
-    """One learner over one buffer. `seed` gives each round's 31 bits of randomness."""
+    """One learner over one buffer. `seed` gives each round's 31 bits of randomness, `steady` seconds."""
 
     buffer: Buffer
     model: Model
     reference: Reference
     config: LearnerConfig
-    adapters: Path
+    store: AdapterStore
     scratch: Path
     base_name: str
     alias: str
@@ -53,9 +60,12 @@ class Service:
     templates: Templates = DEFAULT
     quiet: Quiet = field(default_factory=Quiet)
     seed: Callable[[], int] = lambda: secrets.randbits(31)
+    steady: Callable[[], float] = time.monotonic
     _settled: bool = False
     """Whether all that this or an earlier process decided here has come back: before, a round that was
     planned already could be planned again."""
+    _restock_at: float | None = 0.0
+    """When to look what the adapter store lacks; None when it lacked nothing."""
 
     def run(self) -> None:
         """Work until `stopping` is set."""
@@ -77,6 +87,7 @@ class Service:
             return
         self._settled = True
         self.triage()
+        self._restock()
         paused = view.paused()
         if paused is not None:
             self.reporter.say("paused", _paused_by(paused.by, paused.why))
@@ -140,7 +151,7 @@ class Service:
             self.buffer.view,
             self.model,
             self.reference,
-            self.adapters,
+            self.store.root,
             self.base_name,
             self.alias,
             lambda state, why, step: self._progress(planned, state, why, step),
@@ -149,7 +160,10 @@ class Service:
         try:
             if planned.base != self.model.digest:
                 raise LessonGone("the base model has changed since the round was planned")
+            self._have_parent(planned)
             ended = round_.run()
+            if ended.release is not None:
+                self._share(ended.release, round_)
         except (Stopped, BufferError):
             raise
         except LessonGone as gone:
@@ -162,6 +176,7 @@ class Service:
             )
         self._write(ended)
         round_.checkpoints.delete()
+        self._tidy()
         logger.info(
             "round %d %s: %s", planned.round, ended.verdict, "; ".join(ended.reasons) or "served next"
         )
@@ -176,6 +191,71 @@ class Service:
             self.reporter.say("paused", why_paused, round_number=number, step=step)
             self.stopping.wait(POLL_S)
         self.reporter.say(state, why, round_number=number, step=step)
+
+    # --- the adapter store ---------------------------------------------------------------------------
+
+    def _share(self, release: Release, round_: Round) -> None:
+        """Have the release in the store before the log names it, however long that takes.
+
+        Raises `LessonGone` when what it learned was taken back meanwhile; then it is nowhere.
+        """
+        self._insist(lambda: self.store.put(release), "publishing", round_.planned.round)
+        try:
+            round_.check()
+        except LessonGone:
+            self._insist(lambda: self.store.remove(release), "publishing", round_.planned.round)
+            raise
+
+    def _have_parent(self, planned: RoundPlanned) -> None:
+        """A learner that was moved to another machine fetches what it goes on from."""
+        parent = self.buffer.view.release(planned.parent)
+        if self.store.shared and parent is not None and (release := parent.release) is not None:
+            self._insist(lambda: self.store.fetch(release), "planning", planned.round)
+
+    def _restock(self) -> None:
+        """Put into the store what is needed, lies here and is missing there: it is new, or has lost it."""
+        if self._restock_at is None or self.steady() < self._restock_at:
+            return
+        self._restock_at = None
+        releases, keep = self._known() if self.store.shared else ([], set())
+        for release in releases:
+            try:
+                if release.version in keep and self.store.here(release):
+                    self.store.put(release)
+            except StoreUnavailable as error:
+                logger.warning("%s (%s); trying again in %.0f s", error, error.hint, LONGEST_PAUSE_S)
+                self._restock_at = self.steady() + LONGEST_PAUSE_S
+            except (AdapterInvalid, OSError) as error:
+                logger.error("%s cannot be put into the adapter store: %s", release.directory, error)
+
+    def _tidy(self) -> None:
+        """Delete adapters that nothing needs. What fails is tried again after the next round."""
+        releases, keep = self._known()
+        try:
+            self.store.sweep(releases, keep)
+            self.store.trim(releases, keep)
+        except (StoreUnavailable, AdapterInvalid, OSError) as error:
+            logger.warning("old adapters stay: %s", error)
+
+    def _known(self) -> tuple[list[Release], set[int]]:
+        """All releases, and the versions among them that are needed."""
+        view = self.buffer.view
+        rounds = view.rounds()
+        keep = needed(view.alias(self.alias), rounds, view.rejected())
+        return [r.release for r in rounds if r.release is not None], keep
+
+    def _insist(self, work: Callable[[], None], state: LearnerState, round_number: int | None = None) -> None:
+        """Try until the store does it. Raises `Stopped` when asked to stop, and what is not the store's."""
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                return work()
+            except StoreUnavailable as error:
+                logger.warning("%s (%s); trying again in %.0f s", error, error.hint, pause)
+                self.reporter.say(state, f"waits: {error} ({error.hint})", round_number=round_number)
+            if self.stopping.wait(pause):
+                raise Stopped
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
     # --- records -------------------------------------------------------------------------------------
 

@@ -22,12 +22,14 @@ from buffer.client import Buffer
 from buffer.config import BufferConfig, ConfigError, Shared, load
 from buffer.log import BufferError
 from buffer.models import model_directory
+from buffer.store import AdapterStore
 from buffer.teacher import Templates
 from buffer.view import View
 from server.app import create_app
 from server.client import RUN_FILE
 from server.config import EngineConfig, ServerConfig
 from server.engine import Engine
+from server.fetch import Fetcher
 from server.follow import Follower
 from server.gateway import Gateway
 from server.identity import SECRET_BYTES, Receipts
@@ -69,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
             load(Templates, "teacher", file=options.config),
         )
         model = model_directory(settings.shared)
+        store = AdapterStore(settings.shared.state / ADAPTERS, settings.buffer.adapters)
     except ConfigError as error:
         return _fail(error, error.hint, 2)
     state = settings.shared.state
@@ -76,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     if owned is None:
         return _fail(f"another gateway owns {state}", "stop it, or use another state directory", 1)
     try:
-        asyncio.run(serve(settings, model))
+        asyncio.run(serve(settings, model, store))
     except ModelUnusable as error:
         return _fail(error, error.hint, 2)
     except (BufferError, OSError) as error:
@@ -86,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-async def serve(settings: Settings, model: Path) -> None:
+async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
     """start → ready → drain → stop. Raises `BufferError`, `OSError` when it cannot start."""
     state, config = settings.shared.state, settings.server
     listening = listen(config.host, config.port)
@@ -101,21 +104,24 @@ async def serve(settings: Settings, model: Path) -> None:
     policies = Policies(
         engine,
         alias=alias,
-        adapters=state / ADAPTERS,
-        zero=write_zero(state / ADAPTERS, model, alias=alias, base=base),
+        adapters=store.root,
+        zero=write_zero(store.root, model, alias=alias, base=base),
         max_rank=settings.engine.max_lora_rank,
         base=base,
     )
     engine.on_ready = policies.reload
+    metrics = Metrics(buffer)
+    fetcher = Fetcher(store, metrics.store_failures, news.ring)
     gateway = Gateway(
         alias=alias,
         config=config,
         engine=engine,
         policies=policies,
         buffer=buffer,
-        receipts=Receipts(read_secret(state / "secret")),
-        metrics=Metrics(buffer),
+        receipts=Receipts(receipt_secret(config, state / "secret")),
+        metrics=metrics,
         news=news,
+        fetcher=fetcher,
         templates=settings.templates,
     )
     server = http_server(gateway)
@@ -139,6 +145,7 @@ async def serve(settings: Settings, model: Path) -> None:
         working.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await working
+        fetcher.close()
         await engine.stop()
         await asyncio.to_thread(buffer.close)
 
@@ -201,8 +208,10 @@ def write_run_file(path: Path, listening: socket.socket) -> None:
     files.write_durably(path, json.dumps(content).encode())
 
 
-def read_secret(path: Path) -> bytes:
-    """The secret of completion ids, made at the first start. Replicas share it by copying the file."""
+def receipt_secret(config: ServerConfig, path: Path) -> bytes:
+    """The secret of completion ids: the configured one, or the state's own, made at the first start."""
+    if config.secret is not None:
+        return bytes.fromhex(config.secret.get_secret_value())
     if not path.exists():
         files.write_durably(path, os.urandom(SECRET_BYTES).hex().encode())
     return bytes.fromhex(path.read_text().strip())

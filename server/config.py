@@ -30,6 +30,9 @@ class ServerConfig(Table):
     """Principal to the hex SHA-256 of its bearer key. Without any, everyone is one principal, on loopback."""
     admins: list[str] = Field(default=[])
     """Principals that may pause, promote, roll back and erase."""
+    secret: SecretStr | None = None
+    """At least 64 hex digits that prove completion ids, the same on all servers of one log. None: one is made
+    in the state directory."""
     max_body_bytes: int = Field(4 << 20, gt=0)
     max_tokens_default: int | None = Field(None, gt=0)
     """For requests that do not say; None leaves it to vLLM: what is left of the context."""
@@ -43,6 +46,13 @@ class ServerConfig(Table):
     `x-captured: false`, instead of 503. Feedback is refused all the same."""
     drain_s: float = Field(30.0, ge=0)
     """How long a stopping server lets running answers finish."""
+
+    @field_validator("secret")
+    @classmethod
+    def _secret_form(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and not re.fullmatch(r"([0-9a-f]{2}){32,}", secret.get_secret_value()):
+            raise ValueError("secret must be 64 or more hex digits: openssl rand -hex 32 makes one")
+        return secret
 
     @model_validator(mode="after")
     def _keys_where_needed(self) -> Self:

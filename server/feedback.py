@@ -184,14 +184,22 @@ class Desk:
         """
         if feedback.completion_id is None:
             return conversation_of(principal.name, {"messages": feedback.messages or []})
+        view = self._gateway.buffer.view
+        exchange = await asyncio.to_thread(view.exchange, feedback.completion_id)
         conversation = self._gateway.receipts.conversation(feedback.completion_id, principal.name)
         if conversation is None:
+            if exchange is not None and exchange.opened.principal == principal.name:
+                raise RequestRefused(
+                    f"{feedback.completion_id} is yours, but was given by a server with another secret",
+                    "give all servers of one log the same [server] secret (or the same file `secret` in their"
+                    " state directories)",
+                    code="receipt_secret_differs", status=503, param="completion_id",
+                )  # fmt: skip
             raise RequestRefused(
                 f"{feedback.completion_id!r} is not one of your completions",
                 "give the id of a reply that you received and did not ask for with store: false",
                 code="completion_not_found", status=404, param="completion_id",
             )  # fmt: skip
-        exchange = await asyncio.to_thread(self._gateway.buffer.view.exchange, feedback.completion_id)
         lessons.check_choice(feedback, exchange)
         return conversation
 

@@ -11,14 +11,12 @@ from collections.abc import Sequence
 
 from buffer.log import BufferError
 from buffer.records import Release, ReleaseRejected
+from buffer.store import KEPT, StoreUnavailable, needed
 from buffer.view import Alias, Round
 from server.errors import EngineUnavailable, ReleaseRefused, RequestRefused, ServerError
 from server.gateway import Gateway
 
 logger = logging.getLogger(__name__)
-
-KEPT = 2
-"""Earlier live policies that stay loaded, so that a rollback is instant."""
 
 RETRY_S = 2.0
 LOOK_AGAIN_S = 30.0
@@ -42,8 +40,7 @@ def candidate(rounds: Sequence[Round], alias: Alias, rejected: Sequence[int]) ->
 
 def kept(alias: Alias) -> list[int]:
     """The versions that stay loaded, the most recent first: live, the ones before it, and the base."""
-    recent = list(dict.fromkeys([alias.version, *(move.version for move in reversed(alias.moves))]))
-    return [*recent[: 1 + KEPT], 0]
+    return [*alias.recent(1 + KEPT), 0]
 
 
 class Follower:
@@ -54,6 +51,9 @@ class Follower:
         self._failed: dict[int, str] = {}
         """Versions that could not be loaded here, so that they are not tried again without an end."""
         self._waits_for = ""
+        self._away: StoreUnavailable | None = None
+        """Why something is not on this machine yet."""
+        self._swept: set[int] = set()
 
     async def run(self) -> None:
         """Reconcile at once, at every piece of news, and again after a failure."""
@@ -77,8 +77,12 @@ class Follower:
                     await heard.wait()
 
     async def reconcile(self) -> None:
-        """Bring what is served to what the log says. Raises `EngineUnavailable` to be called again later."""
-        gateway = self._gateway
+        """Bring what is served to what the log says.
+
+        Raises `EngineUnavailable`, `StoreUnavailable` to be called again later. What can be done without the
+        store is done before: a rollback never waits for it.
+        """
+        gateway, self._away = self._gateway, None
         gateway.require_engine()
         alias = await asyncio.to_thread(gateway.alias_now)
         await self._serve(alias)
@@ -88,6 +92,19 @@ class Follower:
             alias = await asyncio.to_thread(gateway.alias_now)
             await self._serve(alias)
         await self._keep(alias)
+        if self._away is not None:
+            raise self._away
+        await self._sweep(alias)
+
+    async def _install(self, version: int) -> None:
+        """As `Gateway.install`, but a release that is not on this machine is fetched meanwhile."""
+        gateway = self._gateway
+        if version in gateway.policies.resident:
+            return
+        release = await gateway.release(version)
+        if gateway.fetcher is not None:
+            gateway.fetcher.require(release)
+        await gateway.policies.install(release)
 
     def _candidate(self, alias: Alias) -> Release | None:
         view = self._gateway.buffer.view
@@ -97,13 +114,16 @@ class Follower:
         """Make the live policy answer here. What answered before goes on until it can."""
         gateway = self._gateway
         try:
-            await gateway.install(alias.version)
-        except ReleaseRefused as error:
-            if self._failed.get(alias.version) != error.message:
-                logger.error("the live policy %d cannot be served here: %s", alias.version, error)
-            self._failed[alias.version] = error.message
+            await self._install(alias.version)
+        except (ReleaseRefused, StoreUnavailable) as error:
+            if isinstance(error, StoreUnavailable):
+                self._away = error
+            else:
+                if self._failed.get(alias.version) != error.message:
+                    logger.error("the live policy %d cannot be served here: %s", alias.version, error)
+                self._failed[alias.version] = error.message
             if gateway.live not in gateway.policies.resident:
-                gateway.not_ready = f"the live policy {alias.version} cannot be served: {error.message}"
+                gateway.not_ready = f"the live policy {alias.version} cannot be served: {error}"
                 return
         else:
             if gateway.live != alias.version:
@@ -117,7 +137,10 @@ class Follower:
         gateway, version = self._gateway, release.version
         try:
             with gateway.metrics.timed(gateway.metrics.swap_seconds):
-                await gateway.policies.install(release)
+                await self._install(version)
+        except StoreUnavailable as error:
+            self._away = error
+            return
         except ReleaseRefused as error:
             logger.warning("release %d is refused: %s", version, error)
             gateway.metrics.releases.labels("refused").inc()
@@ -139,9 +162,22 @@ class Follower:
             if version in self._failed:
                 continue
             try:
-                await gateway.install(version)
+                await self._install(version)
             except EngineUnavailable:
                 raise
+            except StoreUnavailable as error:
+                self._away = error
             except (ReleaseRefused, RequestRefused) as error:
                 logger.warning("policy %d stays unloaded: %s", version, error)
                 self._failed[version] = str(error)
+
+    async def _sweep(self, alias: Alias) -> None:
+        """Once all is in place, let go of adapters that nothing needs on this machine."""
+        gateway, view = self._gateway, self._gateway.buffer.view
+        if gateway.fetcher is None:
+            return
+        rounds = await asyncio.to_thread(view.rounds)
+        keep = {*needed(alias, rounds, await asyncio.to_thread(view.rejected)), *gateway.policies.resident}
+        if keep != self._swept:
+            await gateway.fetcher.sweep([r.release for r in rounds if r.release is not None], keep)
+            self._swept = keep

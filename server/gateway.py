@@ -12,13 +12,14 @@ from pydantic_core import from_json
 
 from buffer.client import Buffer
 from buffer.log import BufferError, LogUnavailable
-from buffer.records import AliasMoved, Payload, Record, uuid7
+from buffer.records import AliasMoved, Payload, Record, Release, uuid7
 from buffer.teacher import DEFAULT, Templates
 from buffer.view import Alias
 from server import transcript, translate
 from server.config import ServerConfig
 from server.engine import Engine
 from server.errors import EngineUnavailable, RequestRefused
+from server.fetch import Fetcher
 from server.identity import LOCAL, Keys, Principal, Receipts, is_from_here
 from server.metrics import Metrics
 from server.news import News
@@ -40,6 +41,8 @@ class Gateway:
     receipts: Receipts
     metrics: Metrics
     news: News
+    fetcher: Fetcher | None = None
+    """Gets releases from the adapter store; without it all must be on this machine."""
     templates: Templates = DEFAULT
     """Of the teacher's context that a preview shows."""
     name: str = "server"
@@ -138,14 +141,24 @@ class Gateway:
         """Where the log says the alias points. Reads the view: not for the event loop."""
         return self.buffer.view.alias(self.alias)
 
-    async def install(self, version: int) -> None:
-        """Have a policy loaded. Raises `RequestRefused` when there is none, `ReleaseRefused` and so on."""
-        if version in self.policies.resident:
-            return
+    async def release(self, version: int) -> Release:
+        """The release of a version. Raises `RequestRefused` when no round made it."""
         made_by = await asyncio.to_thread(self.buffer.view.release, version)
         if made_by is None or made_by.release is None:
             raise no_policy(version)
-        await self.policies.install(made_by.release)
+        return made_by.release
+
+    async def install(self, version: int) -> None:
+        """Have a policy fetched and loaded.
+
+        Raises `RequestRefused` when there is none, `StoreUnavailable`, `ReleaseRefused` and so on.
+        """
+        if version in self.policies.resident:
+            return
+        release = await self.release(version)
+        if self.fetcher is not None:
+            await self.fetcher.fetch(release)
+        await self.policies.install(release)
 
     async def move(
         self, version: int, *, expected: Alias, why: Literal["release", "promote", "rollback"], by: str

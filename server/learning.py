@@ -198,5 +198,6 @@ def _policy(gateway: Gateway, version: int, alias: Alias, *, resident: bool) -> 
         "version": version,
         "live": version == alias.version,
         "resident": resident,
+        "waits_for": gateway.fetcher.waits_for(version) if gateway.fetcher is not None else None,
         "moves": [m.model_dump(exclude={"alias"}) for m in alias.moves if m.version == version],
     }

@@ -43,6 +43,7 @@ class Metrics:
         self.live_policy = gauge("live_policy_version", "The policy that the alias stands for here.")
         self.swap_seconds = histogram("swap_seconds", "To verify, load and probe a release.")
         self.releases = counter("releases", "Releases tried.", "outcome")
+        self.store_failures = counter("store_failures", "Fetches that the adapter store failed.", "reason")
         self.engine_ready = gauge("engine_ready", "1 while vLLM answers.")
         self.engine_starts = gauge("engine_starts", "How often vLLM became ready: above 1 it was restarted.")
         self.registry.register(_BufferCollector(buffer))

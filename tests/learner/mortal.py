@@ -16,8 +16,10 @@ from types import FrameType
 from typing import Any
 
 from buffer.client import Buffer
+from buffer.config import AdaptersConfig
 from buffer.journal import Journal
 from buffer.records import AliasMoved
+from buffer.store import AdapterStore
 from buffer.view import View
 from learner.config import GateConfig, LearnerConfig
 from learner.measure import load_reference
@@ -124,7 +126,7 @@ def _learn(place: Place, point: Point | None) -> None:
         model=model,
         reference=replace(reference, anchors=reference.anchors[:4], general=reference.general[:4]),
         config=CONFIG,
-        adapters=place.adapters,
+        store=AdapterStore(place.adapters, AdaptersConfig()),
         scratch=place.state / "learner",
         base_name="tiny",
         alias="apprentice",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from buffer.client import Buffer
+from buffer.config import AdaptersConfig
 from buffer.memory import MemoryLog
 from buffer.records import (
     AliasMoved,
@@ -21,6 +22,7 @@ from buffer.records import (
     LearningSwitched,
     RoundRequested,
 )
+from buffer.store import AdapterStore, StoreUnavailable
 from buffer.view import View
 from learner.config import GateConfig, LearnerConfig
 from learner.measure import Reference
@@ -28,6 +30,7 @@ from learner.model import Model
 from learner.reporter import Reporter
 from learner.round import Round
 from learner.service import Service, Stopped
+from tests.buffer.stores import FailingFileSystem, away, failing
 
 LENIENT = GateConfig(min_asked=0, min_held_out=0, min_kept=0, max_kl_to_parent=100, max_degenerate=1)
 QUICK: dict[str, Any] = {
@@ -55,14 +58,19 @@ def buffer(log: MemoryLog) -> Iterator[Buffer]:
 
 
 def service(
-    buffer: Buffer, model: Model, reference: Reference, adapters: Path, gate: GateConfig = LENIENT
+    buffer: Buffer,
+    model: Model,
+    reference: Reference,
+    adapters: Path,
+    gate: GateConfig = LENIENT,
+    **store: Any,
 ) -> Service:
     return Service(
         buffer=buffer,
         model=model,
         reference=reference,
         config=LearnerConfig(**QUICK, gate=gate),
-        adapters=adapters,
+        store=AdapterStore(adapters, AdaptersConfig(**store)),
         scratch=adapters.parent / "scratch",
         base_name="tiny",
         alias="apprentice",
@@ -294,3 +302,110 @@ def test_an_error_in_a_round_is_its_verdict(
     assert done.ended.verdict == "failed"
     assert done.ended.reasons
     assert status(buffer, "f1") == "accepted"
+
+
+# --- the adapter store -------------------------------------------------------------------------------
+
+
+@pytest.mark.train
+def test_a_store_that_is_away_delays_a_release_and_loses_nothing(
+    log: MemoryLog, buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    url = f"failing://{tmp_path}"
+    learner = service(buffer, tiny, reference, tmp_path / "here", url=url)
+    for n in (1, 2):
+        teach(buffer, n)
+    learner.triage()
+    puts: list[str] = []
+
+    def away_at_the_end(method: str, path: str) -> None:
+        if method == "put_file":
+            puts.append(path.rpartition("/")[2])
+            if len(puts) > 2:  # a killed learner leaves some of the files behind
+                learner.stopping.set()
+                raise ConnectionError("the store is away")
+
+    with failing(away_at_the_end), pytest.raises(Stopped):
+        learner.turn()
+    (open_round,) = buffer.view.rounds()
+    assert open_round.ended is None, "the log must not name what the store does not have"
+    assert "waits: the adapter store did not put" in report(buffer)
+    (here,) = [p.name for p in (tmp_path / "here").iterdir()]
+
+    successor = Buffer(log, View(":memory:"))
+    successor.start()
+    service(successor, tiny, reference, tmp_path / "here", url=url).turn()
+    (done,) = successor.view.rounds()
+    assert done.release is not None
+    assert done.release.directory == here
+    elsewhere = AdapterStore(tmp_path / "elsewhere", AdaptersConfig(url=url))
+    elsewhere.fetch(done.release)
+    successor.view.close()
+
+
+@pytest.mark.train
+def test_a_lesson_that_goes_while_the_store_is_away_leaves_no_release_anywhere(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    url = f"failing://{tmp_path}"
+    learner = service(buffer, tiny, reference, tmp_path / "here", url=url)
+    for n in (1, 2):
+        teach(buffer, n)
+    put: list[str] = []
+
+    def take_back(method: str, path: str) -> None:
+        if method == "put_file":
+            if not put:
+                buffer.decide(FeedbackWithdrawn(feedback_id="f1", by="me")).result()
+            put.append(path)
+
+    with failing(take_back):
+        learner.turn()
+    (done,) = buffer.view.rounds()
+    assert done.ended is not None
+    assert done.ended.verdict == "failed"
+    assert put
+    assert list((tmp_path / "here").iterdir()) == []
+    assert not [path for path in FailingFileSystem.store if str(tmp_path) in path]
+
+
+@pytest.mark.train
+def test_a_learner_on_another_machine_goes_on_from_the_store(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    url = f"failing://{tmp_path}"
+    learner = service(buffer, tiny, reference, tmp_path / "here", url=url)
+    for n in (1, 2):
+        teach(buffer, n)
+    learner.turn()
+    buffer.decide(AliasMoved(alias="apprentice", version=1, epoch=0, why="release", by="test")).result()
+    for n in (3, 4):
+        teach(buffer, n)
+    service(buffer, tiny, reference, tmp_path / "moved", url=url).turn()
+    _, second = buffer.view.rounds()
+    assert (second.planned.parent, second.release and second.release.version) == (1, 2)
+    assert len(list((tmp_path / "moved").iterdir())) == 2
+
+
+@pytest.mark.train
+def test_a_store_that_is_new_gets_what_was_learned_before(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    learner = service(buffer, tiny, reference, tmp_path / "here")
+    for n in (1, 2):
+        teach(buffer, n)
+    learner.turn()
+    (done,) = buffer.view.rounds()
+    assert done.release is not None
+    url = f"failing://{tmp_path}"
+    restarted = service(buffer, tiny, reference, tmp_path / "here", url=url)
+    now = [1000.0]
+    restarted.steady = lambda: now[0]
+    with failing(away):
+        restarted.turn()
+    elsewhere = AdapterStore(tmp_path / "elsewhere", AdaptersConfig(url=url))
+    with pytest.raises(StoreUnavailable):
+        elsewhere.fetch(done.release)
+    now[0] += 3600
+    restarted.turn()
+    elsewhere.fetch(done.release)

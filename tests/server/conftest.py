@@ -3,8 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.buffer.conftest import broker
 from tests.server.running import KEYS, Running, hashed
 from tests.server.stub_policies import StubPolicies
+
+__all__ = ["broker", "running"]
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from typing import Any
 
 from aiohttp import web
 
+from buffer.adapters import MANIFEST, Manifest
+
 PROMPT_IDS = [1, 2, 3]
 
 
@@ -104,11 +106,19 @@ class ScriptedVLLM:
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         body = await self._take(request)
-        if "prompt_logprobs" in body:
-            (prompt,) = body["prompt"]
-            scores = [None, *({str(t): {"logprob": score(body["model"], t)}} for t in prompt[1:])]
-            return web.json_response({"choices": [{"prompt_logprobs": scores}]})
+        if body.get("prompt_logprobs") is not None:
+            return self._scored(body)
         return await self._answer(request, body, str(body["prompt"]), chat=False)
+
+    def _scored(self, body: dict[str, Any]) -> web.Response:
+        """What an adapter should compute by the probe in its manifest; without one, by `score`."""
+        (prompt,), model = body["prompt"], body["model"]
+        manifest = Path(self.loaded.get(model, "")) / MANIFEST
+        probes = Manifest.model_validate_json(manifest.read_bytes()).probes if manifest.is_file() else []
+        told = probes[0].candidate if probes else [score(model, token) for token in prompt[1:]]
+        scores = zip(prompt[1:], told, strict=True)
+        scored = [None, *({str(token): {"logprob": one}} for token, one in scores)]
+        return web.json_response({"choices": [{"prompt_logprobs": scored, "token_ids": [1]}]})
 
     async def _take(self, request: web.Request) -> dict[str, Any]:
         body: dict[str, Any] = await request.json()

@@ -5,6 +5,7 @@ import pytest
 
 from buffer.log import LogFull
 from buffer.records import FeedbackGiven, FeedbackWithdrawn
+from server.identity import Receipts
 from tests.server.running import Running
 
 
@@ -248,3 +249,14 @@ def test_what_has_no_teacher_cannot_be_previewed(running: Running) -> None:
     unknown = running.gateway.receipts.mint("chat", "0" * 32, "ann", "f" * 16)
     refused = running.client().post("/v1/feedback/preview", json=correction(unknown))
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "completion_unknown")
+
+
+def test_servers_with_different_secrets_are_told_so(running: Running) -> None:
+    completion_id = ask(running)
+    running.gateway.receipts = Receipts(b"another secret, of another server")
+    feedback = {"completion_id": completion_id, "kind": "correction", "text": "x"}
+    refused = running.client().post("/v1/feedback", json=feedback)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "receipt_secret_differs")
+    assert "[server] secret" in refused.json()["error"]["hint"]
+    strangers = running.client("ben-key").post("/v1/feedback", json=feedback)
+    assert strangers.json()["error"]["code"] == "completion_not_found"

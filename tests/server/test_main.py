@@ -32,8 +32,8 @@ class Processes:
         self.state = directory / "state"
         self.vllm = ScriptedVLLM()
         self._socket = directory / "v.sock"
-        self._model = directory / "model"
-        write_stub_model(self._model)
+        self.model = directory / "model"
+        write_stub_model(self.model)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -48,7 +48,7 @@ class Processes:
             [sys.executable, "-m", "server", "--state", str(self.state)],
             env={
                 **{name: value for name, value in os.environ.items() if not name.startswith("APPRENTICE_")},
-                "APPRENTICE_MODEL": str(self._model),
+                "APPRENTICE_MODEL": str(self.model),
                 "APPRENTICE_ENGINE_URL": f"unix:{self._socket}",
                 "APPRENTICE_SERVER_PORT": "0",
                 **env,
@@ -184,6 +184,8 @@ def test_one_gateway_owns_a_state_directory(processes: Processes) -> None:
         ({"APPRENTICE_SERVER_HOST": "0.0.0.0"}, "[server.keys]"),  # noqa: S104
         ({"APPRENTICE_MODEL": "smollm2-135m-instruct"}, "has not been fetched"),
         ({"APPRENTICE_SERVER_PROT": "1"}, "port"),
+        ({"APPRENTICE_SERVER_SECRET": "too short"}, "hex digits"),
+        ({"APPRENTICE_BUFFER_ADAPTERS_URL": "nosuch://bucket"}, "[buffer.adapters] url"),
     ],
 )
 def test_a_wrong_configuration_is_told_and_ends_with_2(

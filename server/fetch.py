@@ -1,0 +1,116 @@
+"""Getting releases onto this machine, beside everything else: nothing that is served waits for the store."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from prometheus_client import Counter
+
+from buffer.adapters import AdapterInvalid
+from buffer.records import Release
+from buffer.store import AdapterStore, StoreUnavailable
+from server.errors import ReleaseRefused
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+
+
+@dataclass
+class _Failed:
+    error: StoreUnavailable
+    pause: float
+    again: float
+    """On the loop's clock."""
+
+
+class Fetcher:
+    """One fetch per release at a time, after a failure again and again with a growing pause."""
+
+    def __init__(self, store: AdapterStore, failures: Counter, on_arrival: Callable[[], None]) -> None:
+        """`failures` is labelled by reason; `on_arrival` is called in the loop."""
+        self._store = store
+        self._failures = failures
+        self._on_arrival = on_arrival
+        self._fetching: dict[Release, asyncio.Task[StoreUnavailable | None]] = {}
+        self._failed: dict[int, _Failed] = {}
+
+    def waits_for(self, version: int) -> str | None:
+        """Why the last attempt to get this version failed; None when it is here, or was never wanted."""
+        failed = self._failed.get(version)
+        return f"{failed.error.reason}: {failed.error}" if failed is not None else None
+
+    def require(self, release: Release) -> None:
+        """Raise unless the release is here, and see to it that it comes.
+
+        Raises `StoreUnavailable` at once, or `ReleaseRefused` for a name that no release can have.
+        """
+        if self._here(release):
+            return
+        failed = self._failed.get(release.version)
+        if failed is None or asyncio.get_running_loop().time() >= failed.again:
+            self._begin(release)
+        raise (
+            failed.error
+            if failed is not None
+            else StoreUnavailable(f"{release.directory} is being fetched", "missing")
+        )
+
+    async def fetch(self, release: Release) -> None:
+        """Have the release here, without regard to pauses. Raises as `require`, after trying."""
+        if not self._here(release) and (error := await asyncio.shield(self._begin(release))) is not None:
+            raise error
+
+    async def sweep(self, releases: Sequence[Release], keep: Collection[int]) -> None:
+        """Delete from this machine what nothing keeps and the store has. Raises `OSError`."""
+        await asyncio.to_thread(self._store.sweep, releases, keep)
+
+    def close(self) -> None:
+        """Wait for nothing more; a thread that hangs in the store ends with the process."""
+        for task in self._fetching.values():
+            task.cancel()
+
+    def _here(self, release: Release) -> bool:
+        try:
+            return self._store.here(release)
+        except AdapterInvalid as error:
+            raise ReleaseRefused(str(error), "Have the learner publish it again.") from error
+
+    def _begin(self, release: Release) -> "asyncio.Task[StoreUnavailable | None]":
+        if (task := self._fetching.get(release)) is None:
+            task = asyncio.create_task(self._run(release), name=f"fetch {release.directory}")
+            self._fetching[release] = task
+            task.add_done_callback(lambda _: self._fetching.pop(release))
+        return task
+
+    async def _run(self, release: Release) -> StoreUnavailable | None:
+        try:
+            await asyncio.wrap_future(_on_a_thread(lambda: self._store.fetch(release)))
+        except StoreUnavailable as error:
+            self._failures.labels(error.reason).inc()
+            before = self._failed.get(release.version)
+            pause = FIRST_PAUSE_S if before is None else min(2 * before.pause, LONGEST_PAUSE_S)
+            again = asyncio.get_running_loop().time() + pause
+            self._failed[release.version] = _Failed(error, pause, again)
+            return error
+        self._failed.pop(release.version, None)
+        self._on_arrival()
+        return None
+
+
+def _on_a_thread(work: Callable[[], None]) -> "Future[None]":
+    """Run `work` on a thread that does not keep the process alive."""
+    done: Future[None] = Future()
+    done.set_running_or_notify_cancel()  # from here on nobody can cancel it under the thread
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, name="fetch", daemon=True).start()
+    return done
