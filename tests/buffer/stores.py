@@ -36,6 +36,10 @@ class FailingFileSystem(MemoryFileSystem):  # type: ignore[misc]
         type(self).before("rm_file", path)
         return super().rm_file(path)
 
+    def rm(self, path: str, *more: Any, **options: Any) -> Any:
+        type(self).before("rm", path)
+        return super().rm(path, *more, **options)
+
 
 fsspec.register_implementation("failing", FailingFileSystem, clobber=True)
 

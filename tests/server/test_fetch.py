@@ -1,5 +1,6 @@
 """A server whose releases come from a store: what happens while that is away, slow, or back again."""
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -172,14 +173,15 @@ def test_a_store_that_is_away_is_not_asked_at_every_piece_of_news(
         assert fetcher is not None
         with pytest.raises(StoreUnavailable, match="away"):
             await fetcher.fetch(one)
-        for _ in range(100):
+        for _ in range(30):
             with pytest.raises(StoreUnavailable, match="away"):
                 fetcher.require(one)
+            await asyncio.sleep(0.005)
 
     running.stop_following()
     with failing(count):
         running.run(ask())
-    assert len(asked) == 1
+    assert len(asked) < 10
 
 
 def test_a_name_that_no_release_can_have_is_refused_for_good(
