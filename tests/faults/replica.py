@@ -167,7 +167,7 @@ def _toml(buffer: BufferConfig, directory: Path, port: int, settings: str) -> st
         "[engine]",
         f"url = {json.dumps(f'unix:{directory}/v.sock')}",
         "[buffer]",
-        *_values(buffer.model_dump(exclude={"kafka"})),
+        *_values(buffer.model_dump(exclude={"kafka", "adapters"})),
         "[buffer.kafka]",
         *_values(kafka),
         "[server]",
