@@ -38,7 +38,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parents=[common],
         help="what is learned, kept and leaked, and at what cost, with controls (hours on 2 cores)",
     )
-    learning.add_argument("--quick", action="store_true", help="four facts and the cost: under five minutes")
+    learning.add_argument("--quick", action="store_true", help="four facts and the cost: about six minutes")
     learning.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each arm (3)")
     learning.add_argument("--only", choices=PARTS, action="append", help="this part alone; may be repeated")
     learning.add_argument("--out", type=Path, default=Path("bench-learning"), metavar="DIR",
