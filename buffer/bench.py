@@ -42,18 +42,13 @@ class Timing:
 
 def make_records(count: int, size: int) -> list[Record]:
     """Records with `size` random bytes each: nothing on the way can compress them."""
-    return [
-        Record(
-            "exchanges",
-            "apprentice.bench.v1",
-            uuid7(now, os.urandom(8)),
-            now,
-            os.urandom(size),
-            f"key-{n % 64}",
-        )
-        for n in range(count)
-        for now in (datetime.now(UTC),)
-    ]
+
+    def make(number: int) -> Record:
+        now, key = datetime.now(UTC), f"key-{number % 64}"
+        id_ = uuid7(now, os.urandom(8))
+        return Record("exchanges", "apprentice.bench.v1", id_, now, os.urandom(size), key)
+
+    return [make(number) for number in range(count)]
 
 
 def flushes(directory: Path, size: int, times: int) -> Timing:

@@ -90,9 +90,7 @@ class Journal:
         self._writer.start()
 
     def append(self, records: Sequence[Record]) -> "Future[None]":
-        rows = [
-            (r.stream, r.type, r.id, timestamp(r.time), r.partition_key, r.data) for r in records
-        ]  # taken now: the caller may change its list
+        rows = list(map(_values, records))  # taken now: the caller may change its list
 
         def insert(db: sqlite3.Connection) -> None:
             for stream, type_, id_, time_, key, data in rows:
@@ -348,9 +346,13 @@ def _migrate(db: sqlite3.Connection) -> None:
 def _restored(record: Record) -> tuple[Any, ...]:
     """The values of `INSERT` for a record of another log."""
     refuse_too_large([record])
-    origin = (record.source, record.sequence, record.partition)
+    return (*_values(record), record.source, record.sequence, record.partition)
+
+
+def _values(record: Record) -> tuple[Any, ...]:
+    """Those of `INSERT` that every record has."""
     time_ = timestamp(record.time)
-    return (record.stream, record.type, record.id, time_, record.partition_key, record.data, *origin)
+    return (record.stream, record.type, record.id, time_, record.partition_key, record.data)
 
 
 def _create(path: Path) -> None:

@@ -436,6 +436,14 @@ class View:
             self._db.execute("COMMIT")
 
 
+def by_status(counted: Mapping[tuple[Status, bool], int]) -> Counter[Status]:
+    """The counts of `View.count_feedback` by status alone."""
+    statuses: Counter[Status] = Counter()
+    for (status, _), count in counted.items():
+        statuses[status] += count
+    return statuses
+
+
 def _fact(facts: Sequence[Any], rounds: Mapping[int, RoundFact], reason: str = "") -> FeedbackFact:
     """From the columns of `_FACTS`."""
     erased, withdrawn, decision, taught, superseded_by = facts

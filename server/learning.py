@@ -2,14 +2,13 @@
 
 import asyncio
 import time
-from collections import Counter
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 
 from buffer.records import LearningSwitched, RoundRequested
-from buffer.view import Alias, Round
+from buffer.view import Alias, Round, by_status
 from server.errors import RequestRefused
 from server.gateway import Gateway, no_policy
 
@@ -118,9 +117,7 @@ def describe_learning(gateway: Gateway, now: float) -> dict[str, Any]:
     """The learner's last word, and what waits for it. Reads the view."""
     view = gateway.buffer.view
     counted = view.count_feedback()
-    statuses: Counter[str] = Counter()
-    for (status, _), count in counted.items():
-        statuses[status] += count
+    statuses = by_status(counted)
     rehearsed = counted["accepted", False]
     rounds = view.rounds()
     ended = next((r for r in reversed(rounds) if r.ended is not None), None)

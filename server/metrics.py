@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from buffer.client import Buffer
 from buffer.log import BufferError
 from buffer.records import Positions
+from buffer.view import by_status
 
 _DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _HIDDEN = "vllm:lora_requests_info"
@@ -79,10 +80,7 @@ class _BufferCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         feedback = GaugeMetricFamily("apprentice_feedback_status", "Feedback by status.", labels=["status"])
-        by_status: Tally[str] = Tally()
-        for (one, _), count in self._view.count_feedback().items():
-            by_status[one] += count
-        for status, count in by_status.items():
+        for status, count in by_status(self._view.count_feedback()).items():
             feedback.add_metric([status], count)
         yield feedback
         rounds = GaugeMetricFamily("apprentice_rounds", "Rounds by verdict.", labels=["verdict"])
