@@ -25,10 +25,11 @@ from buffer.models import model_directory
 from buffer.store import AdapterStore
 from buffer.teacher import Templates
 from buffer.view import View
-from server.app import create_app
-from server.client import RUN_FILE
+from server.api.app import create_app
+from server.commands.client import RUN_FILE
 from server.config import EngineConfig, ServerConfig
-from server.engine import Engine
+from server.engine.engine import Engine
+from server.engine.zero import ModelUnusable, write_zero
 from server.fetch import Fetcher
 from server.follow import Follower
 from server.gateway import Gateway
@@ -36,7 +37,6 @@ from server.identity import SECRET_BYTES, Receipts
 from server.metrics import Metrics
 from server.news import News
 from server.policies import Policies
-from server.zero import ModelUnusable, write_zero
 
 logger = logging.getLogger("server")
 

@@ -10,29 +10,29 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from server.command import FAILED, INTERRUPTED, USAGE, CommandError, print_error
+from server.commands.command import FAILED, INTERRUPTED, USAGE, CommandError, print_error
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "up": ("server.up:main", "start the server and the learner, and keep them running"),
-    "serve": ("server.serve_command:main", "the server alone: vLLM and the gateway in front of it"),
+    "up": ("server.commands.up:main", "start the server and the learner, and keep them running"),
+    "serve": ("server.commands.serve:main", "the server alone: vLLM and the gateway in front of it"),
     "learn": ("learner.__main__:main", "the learner alone: trains on corrections in the background"),
-    "demo": ("server.demo:main", "teach eight facts to a running server, and show before and after"),
+    "demo": ("server.commands.demo:main", "teach eight facts to a running server, and show before and after"),
     "bench": (
-        "server.bench_command:main",
+        "server.commands.bench:main",
         "measure the log, learning and its cost, beside what they compare to",
     ),
-    "doctor": ("server.doctor:main", "check the installation and its state, and say what to do"),
-    "status": ("server.status:main", "what is served, what the learner does and why"),
-    "feedback": ("server.feedback_command:main", "list, show, send or withdraw feedback"),
+    "doctor": ("server.commands.doctor:main", "check the installation and its state, and say what to do"),
+    "status": ("server.commands.status:main", "what is served, what the learner does and why"),
+    "feedback": ("server.commands.feedback:main", "list, show, send or withdraw feedback"),
     "import": (
-        "server.import_command:main",
+        "server.commands.import_:main",
         "give demonstrations to a server, or restore an exported log",
     ),
-    "export": ("server.export_command:main", "write the log, or the lessons alone, to a file"),
-    "replay": ("server.replay_command:main", "rebuild the look-ups from the log, and say what differed"),
-    "rebuild": ("server.rebuild_command:main", "take all lessons to another base model, in a new state"),
-    "erase": ("server.erase_command:main", "erase an exchange, feedback, or all of a principal"),
-    "policies": ("server.policies_command:main", "list, show or promote policies, or roll back"),
+    "export": ("server.commands.export:main", "write the log, or the lessons alone, to a file"),
+    "replay": ("server.commands.replay:main", "rebuild the look-ups from the log, and say what differed"),
+    "rebuild": ("server.commands.rebuild:main", "take all lessons to another base model, in a new state"),
+    "erase": ("server.commands.erase:main", "erase an exchange, feedback, or all of a principal"),
+    "policies": ("server.commands.policies:main", "list, show or promote policies, or roll back"),
     "merge": ("learner.merge:main", "write the base model with a policy merged in, for any program to load"),
 }
 """Name: (`module:function`, one line of help)."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from buffer.config import Table
-from server.vllm_args import refuse_arguments, refuse_environment
+from server.engine.vllm_args import refuse_arguments, refuse_environment
 
 KeyHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """Hex SHA-256 of a bearer key."""

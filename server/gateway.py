@@ -15,9 +15,9 @@ from buffer.log import BufferError, LogUnavailable
 from buffer.records import AliasMoved, Payload, Record, Release, uuid7
 from buffer.teacher import DEFAULT, Templates
 from buffer.view import Alias
-from server import transcript, translate
+from server.api import transcript, translate
 from server.config import ServerConfig
-from server.engine import Engine
+from server.engine.engine import Engine
 from server.errors import EngineUnavailable, RequestRefused
 from server.fetch import Fetcher
 from server.identity import LOCAL, Keys, Principal, Receipts, is_from_here

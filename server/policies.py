@@ -14,7 +14,7 @@ from pathlib import Path
 
 from buffer.adapters import AdapterInvalid, Manifest, verify
 from buffer.records import Release
-from server.engine_client import EngineClient
+from server.engine.client import EngineClient
 from server.errors import EngineRefused, PolicyNotResident, ReleaseRefused, ServerError
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ import pytest
 
 from buffer.records import Release
 from server.config import EngineConfig
-from server.engine import Engine
+from server.engine.engine import Engine
+from server.engine.zero import write_zero
 from server.policies import Policies
-from server.zero import write_zero
 
 T = TypeVar("T")
 

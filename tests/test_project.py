@@ -57,14 +57,15 @@ def test_the_readme_maps_every_file_and_no_other() -> None:
         .partition("```")[0]
     )
     named: set[str] = set()
+    folders: list[str] = []
     for line in map_.splitlines():
-        if found := re.match(r"(\w+)/ ", line):
-            package = found.group(1)
-        elif found := re.match(r"  (\w+\.py) +\S", line):
-            named.add(f"{package}/{found.group(1)}")
+        if found := re.match(r"( *)(\w+)/ +\S", line):
+            folders = [*folders[: len(found.group(1)) // 2], found.group(2)]
+        elif found := re.match(r"( *)(\w+\.py) +\S", line):
+            named.add("/".join([*folders[: len(found.group(1)) // 2], found.group(2)]))
     there = {
         str(path.relative_to(ROOT))
         for name in ("server", "buffer", "learner")
-        for path in (ROOT / name).glob("*.py")
+        for path in (ROOT / name).rglob("*.py")
     }
     assert named == {path for path in there if not path.endswith("__init__.py")}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.client import CallFailed, Client, ServerSilent
+from server.commands.client import CallFailed, Client, ServerSilent
 
 APPRENTICE = [sys.executable, "-P", "-m", "server.cli"]
 START_S, RESTART_S = 300.0, 180.0

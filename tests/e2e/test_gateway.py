@@ -16,8 +16,8 @@ from buffer.client import Buffer
 from buffer.memory import MemoryLog
 from buffer.records import ExchangeClosed
 from buffer.view import View
+from server.api.fields import forwarded
 from server.config import ServerConfig
-from server.fields import forwarded
 from server.gateway import Gateway
 from server.identity import Endpoint, Receipts
 from server.metrics import Metrics

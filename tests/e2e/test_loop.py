@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from server.demo_facts import load_facts
+from server.commands.demo_facts import load_facts
 from tests.e2e.system import RESTART_S, System, result, running
 
 pytestmark = pytest.mark.e2e

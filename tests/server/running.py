@@ -18,9 +18,9 @@ from buffer.log import BufferError, LogUnavailable
 from buffer.memory import MemoryLog
 from buffer.records import PAYLOADS, Payload, Positions, Record
 from buffer.view import View
-from server.app import create_app
+from server.api.app import create_app
 from server.config import EngineConfig, ServerConfig
-from server.engine import Engine, Patience
+from server.engine.engine import Engine, Patience
 from server.follow import Follower
 from server.gateway import Gateway
 from server.identity import Receipts

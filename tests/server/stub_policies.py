@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from buffer.records import Release
-from server.engine_client import EngineClient
+from server.engine.client import EngineClient
 from server.errors import PolicyNotResident, ReleaseRefused
 
 

@@ -12,8 +12,8 @@ from buffer.records import AliasMoved, Release, ReleaseRejected, RoundEnded
 from buffer.store import AdapterStore, StoreUnavailable
 from server.fetch import Fetcher
 from tests.buffer.stores import away, failing, made
+from tests.server.api.test_learning import planned, wait_for_live, write
 from tests.server.running import Running
-from tests.server.test_learning import planned, wait_for_live, write
 
 ASKED = {"model": "apprentice", "messages": [{"role": "user", "content": "x"}]}
 

@@ -1,8 +1,8 @@
 from buffer.records import AliasMoved, ReleaseRejected, RoundEnded
 from buffer.view import Alias, Round
 from server.follow import candidate, kept
+from tests.server.api.test_learning import passed, planned, release, wait_for_live, write
 from tests.server.running import Running
-from tests.server.test_learning import passed, planned, release, wait_for_live, write
 
 
 def moves(*versions: int) -> Alias:

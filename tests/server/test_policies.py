@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from buffer.adapters import WEIGHTS
 from buffer.records import Release
-from server.engine_client import EngineClient
+from server.engine.client import EngineClient
 from server.errors import EngineUnavailable, PolicyNotResident, ReleaseRefused
 from server.policies import Policies, judge
 from tests.conftest import Served

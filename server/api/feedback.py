@@ -1,0 +1,236 @@
+"""`/v1/feedback`: corrections and the like come in, and what became of them is told."""
+
+import asyncio
+from typing import Any
+from weakref import WeakValueDictionary
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic_core import from_json
+
+from buffer.fate import Status
+from buffer.records import ExchangeOpened, FeedbackGiven, FeedbackWithdrawn
+from buffer.teacher import teacher_messages
+from buffer.view import Feedback
+from server.api import erasure, lessons
+from server.api.lessons import FeedbackIn
+from server.api.upstream import PATHS, engine_error
+from server.errors import RequestRefused
+from server.gateway import Gateway, read_json
+from server.identity import Principal, conversation_of
+
+_PREVIEW_TOKENS = 256
+_PAGE = 1000
+
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": FeedbackIn.model_json_schema()}},
+    }
+}
+
+
+def router(gateway: Gateway) -> APIRouter:
+    routes = APIRouter(prefix="/v1/feedback", tags=["feedback"])
+    desk = Desk(gateway)
+
+    @routes.post("", status_code=202, openapi_extra=BODY, summary="Say how an answer should have been")
+    async def give(request: Request) -> JSONResponse:
+        principal = gateway.principal(request)
+        key = lessons.check_key(request.headers.get("idempotency-key"))
+        body = await read_json(request)
+        ids = await desk.take(principal, body, key)
+        replies = [{"id": id_, "status": "received"} for id_ in ids]
+        return JSONResponse(replies if isinstance(body, list) else replies[0], status_code=202)
+
+    @routes.post("/preview", openapi_extra=BODY, summary="What the teacher answers with this feedback")
+    async def preview(request: Request) -> dict[str, Any]:
+        return await desk.preview(gateway.principal(request), await read_json(request))
+
+    @routes.get("", summary="One's own feedback and what became of it")
+    async def list_feedback(
+        request: Request, status: Status | None = None, limit: int = _PAGE, after: str | None = None
+    ) -> dict[str, Any]:
+        if not 1 <= limit <= _PAGE:
+            raise RequestRefused(f"limit must be 1 to {_PAGE}", param="limit")
+        return await desk.page(gateway.principal(request), status, limit, after)
+
+    @routes.get("/{feedback_id}", summary="What became of a piece of feedback")
+    async def one(request: Request, feedback_id: str) -> dict[str, Any]:
+        return lessons.describe(await desk.own(gateway.principal(request), feedback_id))
+
+    @routes.delete("/{feedback_id}", summary="Take it back for all future rounds, or erase what it says, too")
+    async def withdraw(request: Request, feedback_id: str, erase: bool = False) -> dict[str, Any]:
+        principal = gateway.principal(request)
+        feedback = await desk.own(principal, feedback_id)
+        if erase:
+            await erasure.erase_feedback(gateway, [feedback_id], principal.name)
+            return {"id": feedback_id, "object": "feedback.erased", "status": "erased"}
+        withdrawn = FeedbackWithdrawn(feedback_id=feedback_id, by=principal.name)
+        await gateway.write([withdrawn], desk.partition_key(feedback))
+        return {"id": feedback_id, "object": "feedback.withdrawn", "status": "withdrawn"}
+
+    return routes
+
+
+class Desk:
+    """Takes feedback in, once per idempotency key."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._taking: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    async def take(self, principal: Principal, body: object, key: str | None) -> list[str]:
+        """Check and record feedback; the ids, the same ones for a request that is repeated with its key.
+
+        Raises `RequestRefused`, `BufferError`.
+        """
+        if key is None:
+            return await self._record(principal, body, None)
+        lock = self._taking.setdefault((principal.name, key), asyncio.Lock())
+        async with lock:
+            if (earlier := await self._earlier(principal, body, key)) is not None:
+                return earlier
+            return await self._record(principal, body, key)
+
+    async def preview(self, principal: Principal, body: object) -> dict[str, Any]:
+        """The base policy's greedy answer with the feedback in its context. Records nothing."""
+        gateway = self._gateway
+        if isinstance(body, list):
+            raise RequestRefused("preview takes one piece of feedback")
+        (feedback,) = lessons.parse(body, gateway.config.max_feedback_chars)
+        await self._check(principal, feedback)
+        messages = await self._teacher_messages(principal, feedback)
+        gateway.require_engine()
+        with gateway.policies.lease(0) as name:
+            wanted = {
+                "model": name,
+                "messages": messages,
+                "temperature": 0.0,
+                "max_completion_tokens": _PREVIEW_TOKENS,
+            }
+            async with gateway.engine.post(PATHS["chat"], wanted) as answer:
+                if answer.status != 200:
+                    raise engine_error(answer.status, await answer.read())
+                choice = from_json(await answer.read())["choices"][0]
+        text = choice["message"].get("content") or ""
+        contains = feedback.check.contains if feedback.check is not None else None
+        passed = None if contains is None else contains.casefold() in text.casefold()
+        return {"object": "feedback.preview", "text": text, "messages": messages, "check_passed": passed}
+
+    async def own(self, principal: Principal, feedback_id: str) -> Feedback:
+        """A piece of the caller's feedback (an admin sees everybody's). Raises `RequestRefused` (404)."""
+        found = await asyncio.to_thread(self._gateway.buffer.view.feedback, feedback_id)
+        if found is None or not (principal.admin or found.principal == principal.name):
+            raise RequestRefused(
+                f"there is no feedback {feedback_id} of yours", "GET /v1/feedback lists yours",
+                code="feedback_not_found", status=404,
+            )  # fmt: skip
+        return found
+
+    async def page(
+        self, principal: Principal, status: Status | None, limit: int, after: str | None
+    ) -> dict[str, Any]:
+        """Feedback by time, from behind `after` on."""
+        whose = None if principal.admin else principal.name
+        found = await asyncio.to_thread(self._gateway.buffer.view.all_feedback, whose, status=status)
+        ids = [feedback.feedback_id for feedback in found]
+        start = ids.index(after) + 1 if after in ids else 0
+        page = [lessons.describe(feedback) for feedback in found[start : start + limit]]
+        return {"object": "list", "data": page, "has_more": len(found) > start + limit}
+
+    def partition_key(self, feedback: Feedback) -> str:
+        """Where the feedback itself was written, so that its withdrawal is read after it."""
+        return self._key_of(feedback.given, feedback.principal) if feedback.given is not None else ""
+
+    async def _earlier(self, principal: Principal, body: object, key: str) -> list[str] | None:
+        view = self._gateway.buffer.view
+        count = len(body) if isinstance(body, list) else 1
+        found = [
+            await asyncio.to_thread(view.feedback_by_key, principal.name, one)
+            for one in lessons.keys_of(key, min(count, lessons.MAX_BATCH))
+            if one is not None
+        ]
+        if not found or found[0] is None:
+            return None
+        given = found[0].given
+        if given is not None and given.body_digest != lessons.digest(body):
+            raise RequestRefused(
+                "this Idempotency-Key was used with another body", "use a new key for new feedback",
+                code="idempotency_conflict", status=409,
+            )  # fmt: skip
+        return [feedback.feedback_id for feedback in found if feedback is not None]
+
+    async def _record(self, principal: Principal, body: object, key: str | None) -> list[str]:
+        gateway = self._gateway
+        items = lessons.parse(body, gateway.config.max_feedback_chars)
+        partition_keys = [await self._check(principal, item) for item in items]
+        body_digest = lessons.digest(body)
+        payloads = [  # their ids sort in the array's order: among corrections of one question the last counts
+            item.given(
+                f"fb-{gateway.new_uuid()}", principal.name, idempotency_key=one, body_digest=body_digest
+            )
+            for item, one in zip(items, lessons.keys_of(key, len(items)), strict=True)
+        ]
+        await gateway.append([gateway.record(*one) for one in zip(payloads, partition_keys, strict=True)])
+        for payload in payloads:
+            gateway.metrics.feedback.labels(payload.kind).inc()
+        return [payload.feedback_id for payload in payloads]
+
+    async def _check(self, principal: Principal, feedback: FeedbackIn) -> str:
+        """Its partition key, if its completion is the caller's own and has such a choice.
+
+        Raises `RequestRefused`.
+        """
+        if feedback.completion_id is None:
+            return conversation_of(principal.name, {"messages": feedback.messages or []})
+        view = self._gateway.buffer.view
+        exchange = await asyncio.to_thread(view.exchange, feedback.completion_id)
+        conversation = self._gateway.receipts.conversation(feedback.completion_id, principal.name)
+        if conversation is None:
+            if exchange is not None and exchange.opened.principal == principal.name:
+                raise RequestRefused(
+                    f"{feedback.completion_id} is yours, but was given by a server with another secret",
+                    "give all servers of one log the same [server] secret (or the same file `secret` in their"
+                    " state directories)",
+                    code="receipt_secret_differs", status=503, param="completion_id",
+                )  # fmt: skip
+            raise RequestRefused(
+                f"{feedback.completion_id!r} is not one of your completions",
+                "give the id of a reply that you received and did not ask for with store: false",
+                code="completion_not_found", status=404, param="completion_id",
+            )  # fmt: skip
+        lessons.check_choice(feedback, exchange)
+        return conversation
+
+    def _key_of(self, given: FeedbackGiven, principal: str) -> str:
+        """The partition of the exchange that the feedback is about."""
+        if given.completion_id is not None:
+            return self._gateway.receipts.conversation(given.completion_id, principal) or ""
+        messages = [message.model_dump() for message in given.messages or []]
+        return conversation_of(principal, {"messages": messages})
+
+    async def _teacher_messages(self, principal: Principal, feedback: FeedbackIn) -> list[dict[str, Any]]:
+        given = feedback.given("preview", principal.name, idempotency_key=None, body_digest="")
+        asked = feedback.messages
+        if asked is None and feedback.completion_id is not None:
+            exchange = await asyncio.to_thread(self._gateway.buffer.view.exchange, feedback.completion_id)
+            if exchange is None:
+                raise RequestRefused(
+                    "this server does not have the completion yet", "try again in a few seconds",
+                    code="completion_unknown", status=409,
+                )  # fmt: skip
+            asked = _asked(exchange.opened)
+        messages = teacher_messages(asked or [], given, self._gateway.templates)
+        if messages is None:
+            raise RequestRefused(
+                "there is no teacher for this feedback",
+                "preview a correction, an instruction or a demonstration of an answer to a user's message",
+                code="nothing_to_preview",
+            )
+        return messages
+
+
+def _asked(opened: ExchangeOpened) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = opened.request.get("messages", [])
+    return messages

@@ -1,0 +1,1 @@
+"""vLLM beneath the gateway: started, watched, restarted, and spoken to."""
