@@ -1,0 +1,48 @@
+"""The pages for people: static files that hold no data. Their scripts call the API with the reader's own key."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, Response
+from fastapi.responses import FileResponse
+
+from server.errors import RequestRefused
+
+WEB = Path(__file__).parents[1] / "web"
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+SECURITY = {
+    # nothing from elsewhere, nothing inline, and no other site may frame it
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def router() -> APIRouter:
+    routes = APIRouter(tags=["pages"], include_in_schema=False)
+
+    @routes.get("/dashboard")
+    async def dashboard() -> Response:
+        return _file("dashboard.html")
+
+    @routes.get("/corrections")
+    async def corrections() -> Response:
+        return _file("corrections.html")
+
+    @routes.get("/web/{name:path}")
+    async def asset(name: str) -> Response:
+        return _file(name)
+
+    return routes
+
+
+def _file(name: str) -> Response:
+    path = (WEB / name).resolve()
+    if not path.is_relative_to(WEB) or path.suffix not in TYPES or not path.is_file():
+        raise RequestRefused(
+            f"there is no /web/{name}", "the pages are /dashboard and /corrections",
+            code="no_such_route", status=404,
+        )  # fmt: skip
+    return FileResponse(path, media_type=TYPES[path.suffix], headers=SECURITY)
