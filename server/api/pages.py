@@ -1,4 +1,4 @@
-"""The pages for people: static files that hold no data. Their scripts call the API with the reader's own key."""
+"""The pages for people: static files that hold no data; their scripts call the API with the reader's key."""
 
 from pathlib import Path
 
