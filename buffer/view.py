@@ -308,9 +308,9 @@ class View:
         return counted
 
     def left_out(self) -> dict[tuple[str, str], int]:
-        """How much feedback the learner judged unfit, by decision and reason, apart from what was taken back."""
+        """How much feedback was judged unfit, by decision and reason, apart from what was taken back."""
         rows = self._rows(
-            f"SELECT d.decision, d.reason, count(*) {_FROM} WHERE d.decision != 'accepted'"  # noqa: S608
+            f"SELECT d.decision, d.reason, count(*) {_FROM} WHERE d.decision != 'accepted'"
             " AND NOT f.withdrawn AND NOT f.erased GROUP BY 1, 2"
         )
         return {(decision, reason): count for decision, reason, count in rows}

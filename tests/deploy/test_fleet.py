@@ -157,9 +157,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, broker: str) -> Iterator[Fle
 def test_prometheus_reaches_all_servers_and_each_tells_of_itself(fleet: Fleet) -> None:
     for server, times in zip(fleet.servers, (1, 2, 3), strict=True):
         for _ in range(times):
-            reply = httpx.post(
-                f"{server.url}/v1/chat/completions", json=ASKED, headers=HEADERS, timeout=60
-            )
+            reply = httpx.post(f"{server.url}/v1/chat/completions", json=ASKED, headers=HEADERS, timeout=60)
             assert reply.status_code == 200
     fleet.expect('up{job="apprentice"}', 1, 1, 1)
     fleet.expect("apprentice_ready", 1, 1, 1)

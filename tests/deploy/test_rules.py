@@ -17,6 +17,8 @@ UP = 'up{job="apprentice",instance="a"}'
 READY = 'apprentice_ready{instance="a"}'
 LAG = 'apprentice_view_lag_records{instance="a"}'
 HEARD = 'apprentice_learner_report_age_seconds{instance="a"}'
+SERVED = 'apprentice_live_policy_version{instance="a"}'
+LOGGED = 'apprentice_log_policy_version{instance="a"}'
 STEP = 'apprentice_learner_step{instance="a"}'
 HEALTHY: Series = {UP: "1x2000", READY: "1x2000", LAG: "0x2000", HEARD: "5x2000"}
 GIB, MIB = 1 << 30, 1 << 20
@@ -68,8 +70,8 @@ CASES = {
         histogram("request_seconds", {"60": "0+99x60", "120": "0+100x60", "+Inf": "0+100x60"}),
     ),
     "PolicyNotServed": Case(
-        {'apprentice_live_policy_version{instance="a"}': "1x60", 'apprentice_log_policy_version{instance="a"}': "2x60"},
-        {'apprentice_live_policy_version{instance="a"}': "1x5 2x60", 'apprentice_log_policy_version{instance="a"}': "2x60"},
+        {SERVED: "1x60", LOGGED: "2x60"},
+        {SERVED: "1x5 2x60", LOGGED: "2x60"},
     ),
     "ReleaseRejected": of('releases_total{outcome="refused"}', "0x20 1x40", "1x60"),
     "StoreFailing": of('store_failures_total{reason="unreachable"}', "0+2x60", "0 1x60"),
@@ -101,9 +103,8 @@ CASES = {
     "EarlierLessonsLost": of("measured_kept_ratio", "0.8x60", "0.85x60"),
     "LearningPaused": of("learning_paused", "1x2000", "0 1x1000", 1500),
 }  # fmt: skip
-RULES = [
-    rule for group in yaml.safe_load((PROMETHEUS / "rules.yml").read_text())["groups"] for rule in group["rules"]
-]
+GROUPS = yaml.safe_load((PROMETHEUS / "rules.yml").read_text())["groups"]
+RULES = [rule for group in GROUPS for rule in group["rules"]]
 
 
 def check(directory: Path, series: Series, minute: int, firing: list[str], alert: str = "") -> None:
@@ -157,11 +158,9 @@ def test_every_alert_says_how_grave_it_is_and_where_to_read_on(rule: dict[str, A
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
     assert rule["annotations"]["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"
-    headings = re.findall(r"^### (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
-    assert rule["alert"] in headings
 
 
-def test_the_runbook_has_no_entry_for_an_alert_that_is_gone() -> None:
+def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
     headings = re.findall(r"^### (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
     assert headings == [rule["alert"] for rule in RULES]
 

@@ -1,4 +1,4 @@
-"""The programs that know the formats in `deploy/`; without them a test is skipped, and says how to get them."""
+"""The programs that know the formats in `deploy/`; where one is missing its tests are skipped and say so."""
 
 import shutil
 import subprocess
@@ -22,10 +22,11 @@ def program(name: str) -> str:
     return found
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> None:
-    """Run a checker and fail with what it says."""
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd, check=False)
+def run(*command: str | Path) -> str:
+    """Run a checker and fail with what it says; what it says where it finds nothing wrong."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def module(name: str) -> list[str]:

@@ -55,7 +55,9 @@ def planned(number: int, parent: int = 0) -> RoundPlanned:
 
 
 def ended(number: int, verdict: Any = "refused", **measured: Any) -> RoundEnded:
-    release = Release(version=number, digest="d", directory=f"{number:06d}-d") if verdict == "passed" else None
+    release = (
+        Release(version=number, digest="d", directory=f"{number:06d}-d") if verdict == "passed" else None
+    )
     evaluation = Evaluation(**measured).model_dump() if measured else {}
     return RoundEnded(round=number, verdict=verdict, evaluation=evaluation, release=release)
 
