@@ -146,7 +146,7 @@ def _add_error_handlers(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _methods(app: FastAPI, scope: Scope) -> set[str]:
-    """What works on a path, for `Allow`: each method has a route of its own, and the framework names only one."""
+    """What works on a path: each method has a route of its own, and the framework names only one."""
     routes = [route for route in app.routes if isinstance(route, Route)]
     found = next(route.path for route in routes if route.matches(scope)[0] != Match.NONE)
     return {method for route in routes if route.path == found for method in route.methods or ()}

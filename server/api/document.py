@@ -94,6 +94,11 @@ def complete(document: dict[str, Any]) -> None:
         components["schemas"].pop(unused, None)
     components["securitySchemes"] = SECURITY
     for path, operation in operations(document):
+        for parameter in operation.get(
+            "parameters", []
+        ):  # left out is None to us, but nothing in a URL is null
+            if (choices := parameter["schema"].pop("anyOf", None)) is not None:
+                parameter["schema"] |= choices[0]
         responses = operation["responses"]
         responses.pop("422", None)
         for status in _general(path, operation):
