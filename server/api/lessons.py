@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from buffer.exchanges import Exchange
 from buffer.records import Check, FeedbackGiven, Message
-from buffer.view import Exchange, Feedback
+from buffer.view import Feedback
 from server.errors import RequestRefused
 
 MAX_BATCH = 1000
@@ -126,6 +127,7 @@ def describe(feedback: Feedback) -> dict[str, Any]:
         "choice": given.choice if given is not None else None,
         "text": given.text if given is not None else None,
         "value": given.value if given is not None else None,
+        "check": given.check.model_dump() if given is not None and given.check is not None else None,
     }
 
 

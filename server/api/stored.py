@@ -6,16 +6,17 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from buffer.exchanges import Exchange, Wanted
+from buffer.projection import turn
 from buffer.records import Choice
-from buffer.view import Exchange
+from buffer.view import View
 from server.api import erasure
 from server.errors import RequestRefused
 from server.gateway import Gateway
-from server.identity import Principal
 
 MAX_LIMIT = 100
-_SCANNED = 200
-"""Exchanges read at a time while those that match are collected."""
+_READ = 200
+"""Exchanges read at a time while those that have the metadata are collected."""
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -28,7 +29,14 @@ def router(gateway: Gateway) -> APIRouter:
         after: str | None = None,
         order: str = "asc",
         model: str | None = None,
+        search: str = "",
+        policy: int | None = None,
+        corrected: bool | None = None,
+        mine: bool = False,
     ) -> dict[str, Any]:
+        """Beside OpenAI's parameters: `search` for words that were asked or answered, `policy` for what one
+        version answered, `corrected` for what has a correction or has none; `mine` leaves out other people's,
+        whom an admin sees otherwise."""
         principal = gateway.principal(request)
         if not 1 <= limit <= MAX_LIMIT:
             raise RequestRefused(f"limit must be 1 to {MAX_LIMIT}", param="limit")
@@ -39,8 +47,17 @@ def router(gateway: Gateway) -> APIRouter:
             for name, value in request.query_params.items()
             if name.startswith("metadata[") and name.endswith("]")
         }
+        whose = None if principal.admin and not mine else principal.name
         found = await asyncio.to_thread(
-            _matching, gateway, principal, limit + 1, after, order == "desc", model, wanted
+            _matching,
+            gateway.buffer.view,
+            whose,
+            Wanted(search, policy, corrected),
+            limit + 1,
+            after,
+            order == "desc",
+            model,
+            wanted,
         )
         page = [describe(exchange) for exchange in found[:limit]]
         return {
@@ -100,7 +117,7 @@ async def own(gateway: Gateway, request: Request, completion_id: str) -> Exchang
 
 
 def describe(exchange: Exchange) -> dict[str, Any]:
-    """OpenAI's chat.completion, with the metadata it was stored with."""
+    """OpenAI's chat.completion, with the metadata it was stored with, the question's text and the policy."""
     opened, closed = exchange.opened, exchange.closed
     chat = opened.endpoint == "chat"
     return {
@@ -111,6 +128,7 @@ def describe(exchange: Exchange) -> dict[str, Any]:
         "choices": [_choice(choice, chat=chat) for choice in closed.choices] if closed is not None else [],
         "usage": (closed.usage or None) if closed is not None else None,
         "metadata": opened.request.get("metadata") or {},
+        "asked": turn(opened.request),
         "policy": opened.policy,
         "status": closed.status if closed is not None else "unfinished",
     }
@@ -123,18 +141,19 @@ def _choice(choice: Choice, *, chat: bool) -> dict[str, Any]:
 
 
 def _matching(
-    gateway: Gateway,
-    principal: Principal,
+    view: View,
+    whose: str | None,
+    wanted: Wanted,
     count: int,
     after: str | None,
     newest_first: bool,
     model: str | None,
     metadata: Mapping[str, str],
 ) -> list[Exchange]:
-    """The first `count` stored chats behind `after` that match. Reads the view."""
-    whose, found = None if principal.admin else principal.name, list[Exchange]()
+    """The first `count` stored chats behind `after` that match."""
+    found, size = list[Exchange](), _READ if model or metadata else count
     while len(found) < count:
-        page = gateway.buffer.view.exchanges(whose, limit=_SCANNED, after=after, newest_first=newest_first)
+        page = view.exchanges(whose, wanted, limit=size, after=after, newest_first=newest_first)
         for exchange in page:
             request = exchange.opened.request
             stored = request.get("metadata") or {}
@@ -144,7 +163,7 @@ def _matching(
                 and all(stored.get(name) == value for name, value in metadata.items())
             ):
                 found.append(exchange)
-        if len(page) < _SCANNED:
+        if len(page) < size:
             break
         after = page[-1].opened.completion_id
     return found[:count]
