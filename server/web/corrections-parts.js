@@ -12,7 +12,7 @@ export function announce(text) {
 /** What went wrong and the next step, as an alert. */
 export function problem(error) {
   if (error instanceof Refused) {
-    const hint = error.hint ? make("span", { class: "hint" }, error.hint) : null;
+    const hint = error.hint ? make("span", { class: "hint" }, sentence(error.hint)) : null;
     return make("p", { class: "problem", role: "alert" }, `${sentence(error.message)} `, hint);
   }
   const away = error instanceof TypeError ? "The server does not answer." : "The server's answer makes no sense.";

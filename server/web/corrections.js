@@ -60,6 +60,17 @@ async function route(focus) {
   }
 }
 
+/** The exchange of a link, or why the link does not open it. */
+async function linkedPanel(completion, signal) {
+  try {
+    return await exchangePanel(completion, { signal, linked: true });
+  } catch (error) {
+    if (![401, 403, 404].includes(error.status)) throw error;
+    const next = "Links end after a while. Ask whoever gave it to you for a new one.";
+    return make("p", { class: "problem", role: "alert" }, "This link does not open an answer. ", make("span", { class: "hint" }, next));
+  }
+}
+
 const link = takeLink();
 if (link) {
   document.body.classList.add("linked");
@@ -70,7 +81,7 @@ if (link) {
   });
   window.addEventListener("hashchange", () => route(true));
   actAs(link.token);
-  await show((signal) => exchangePanel(link.completion ?? "", { signal, linked: true }), false);
+  await show((signal) => linkedPanel(link.completion ?? "", signal), false);
 } else {
   out.addEventListener("click", signOut);
   await signedIn(async () => {
