@@ -150,6 +150,8 @@ def test_an_error_of_the_api_is_shown_and_no_text_is_lost(running: Running, visi
     text = page.get_by_label("How to change the answer")
     page.get_by_label("Say how to change it").check()
     text.fill("Shorter.")
+    page.reload()
+    expect(text).to_have_value("Shorter.")
     running.log.failing[FeedbackGiven.type] = LogFull("the disk is full", "free some space")
     page.get_by_role("button", name="Send").click()
     expect(page.get_by_role("alert")).to_contain_text("The disk is full. Free some space.")
@@ -186,6 +188,19 @@ def test_a_rating_is_given_changed_and_taken_back(running: Running, visit: Visit
     ratings = given(running)
     assert [one.value for one in ratings] == [1, -1]
     assert {status(running, one.feedback_id) for one in ratings} == {"withdrawn"}
+
+
+def test_the_words_that_differ_are_marked(running: Running, visit: Visits) -> None:
+    page = visit(f"{running.url}/corrections", "ann-key")
+    compare = """async ([old, now]) => {
+        const { sideBySide } = await import("/web/corrections-diff.js");
+        return [...sideBySide("", old, "", now).querySelectorAll(".said")].map((each) => each.innerHTML);
+    }"""
+    assert page.evaluate(compare, ["It is red, big here.", "It was blue, big here. And so on"]) == [
+        "It <del>is red,</del> big here.", "It <ins>was blue,</ins> big here. <ins>And so on</ins>",
+    ]  # fmt: skip
+    assert page.evaluate(compare, ["same", "same"]) == ["same", "same"]
+    assert page.evaluate(compare, ["", "new"]) == ["", "<ins>new</ins>"]
 
 
 def test_markup_in_what_was_said_stays_text(running: Running, visit: Visits) -> None:
