@@ -1,30 +1,25 @@
 // One exchange: what was asked and answered, what its reader thinks of it, and what became of that.
 
 import { call, make } from "/web/api.js";
-import { sideBySide } from "/web/corrections-diff.js";
-import { explained, follow, pill, steps } from "/web/corrections-fate.js";
+import { fateCard } from "/web/corrections-card.js";
+import { explained } from "/web/corrections-fate.js";
 import { correctionForm, hasDraft } from "/web/corrections-form.js";
-import { announce, confirmed, policyName, problem, textOf, when } from "/web/corrections-parts.js";
+import { rememberSent, sentByLink } from "/web/corrections-link.js";
+import { announce, backLink, policyName, problem, tellLists, textOf, when } from "/web/corrections-parts.js";
 
 const ROLES = { system: "Instructions", developer: "Instructions", user: "Asked", assistant: "Answered", tool: "A tool said" };
-const KINDS = { correction: "Should have been", instruction: "How to change it", follow_up: "Said in the next turn", demonstration: "Demonstrated answer", rating: "Rating" };
-const AGAIN_TOKENS = 256; // as many as a preview has
 
 /** Everything about one exchange. Raises what the API refuses. */
-export async function exchangePanel(id, { signal, back, linked = false }) {
-  const path = `/v1/chat/completions/${encodeURIComponent(id)}`;
-  const [completion, { data: messages }, feedback] = await Promise.all([
-    call("GET", path),
-    call("GET", `${path}/messages?limit=1000`),
-    feedbackOn(id),
-  ]);
+export async function exchangePanel(id, { back, linked = false }) {
+  const completion = await call("GET", `/v1/chat/completions/${encodeURIComponent(id)}`);
+  const [messages, feedback] = await Promise.all([conversationOf(completion, linked), feedbackOn(id, linked)]);
   const answers = completion.choices.map((choice) => textOf(choice.message));
-  const exchange = { id, completion, messages, answers, signal, linked };
+  const exchange = { id, messages, answers, linked };
   const teaching = make("div", { class: "teaching" });
   const panel = make(
     "article",
     {},
-    back ? make("a", { class: "back", href: back }, "‹ Back to the list") : null,
+    back ? backLink(back) : null,
     make("h2", { tabindex: -1 }, "Answer of ", when(completion.created)),
     make("p", { class: "muted meta" }, `Answered by ${policyName(completion.policy)}${ended(completion)}`),
     conversation(messages, answers),
@@ -36,18 +31,30 @@ export async function exchangePanel(id, { signal, back, linked = false }) {
 }
 
 /** A piece of feedback that belongs to no exchange that can be shown. */
-export async function feedbackPanel(id, { signal, back }) {
+export async function feedbackPanel(id, { back }) {
   const feedback = await call("GET", `/v1/feedback/${encodeURIComponent(id)}`);
   return make(
     "article",
     {},
-    make("a", { class: "back", href: back }, "‹ Back to the list"),
+    backLink(back),
     make("h2", { tabindex: -1 }, "Correction of ", when(feedback.created)),
-    fateCard(feedback, { signal, changed: () => location.reload() }),
+    fateCard(feedback, { changed: () => location.reload() }),
   );
 }
 
-async function feedbackOn(id) {
+/** All messages; with a link that does not open earlier ones, the question alone. */
+async function conversationOf({ id, asked }, linked) {
+  try {
+    return (await call("GET", `/v1/chat/completions/${encodeURIComponent(id)}/messages?limit=1000`)).data;
+  } catch (error) {
+    if (!linked || error.status !== 403) throw error;
+    return [{ role: "user", content: asked }];
+  }
+}
+
+/** One's own feedback on an exchange, newest first. */
+async function feedbackOn(id, linked) {
+  if (linked) return Promise.all(sentByLink().map((one) => call("GET", `/v1/feedback/${one}`)));
   const { data } = await call("GET", `/v1/feedback?completion_id=${encodeURIComponent(id)}&order=desc&mine=true`);
   return data;
 }
@@ -107,6 +114,7 @@ function rating(exchange, feedback) {
       given = undefined;
       if (!same) {
         const { id } = await call("POST", "/v1/feedback", { completion_id: exchange.id, kind: "rating", value });
+        rememberSent(id);
         given = { id, value };
       }
       show();
@@ -128,135 +136,46 @@ function showTeaching(place, exchange, feedback, editing = hasDraft(exchange.id)
   const lessons = feedback.filter((one) => one.kind !== "rating");
   const current = lessons.find((one) => !["withdrawn", "erased"].includes(one.status));
   const earlier = lessons.filter((one) => one !== current);
-  const again = async (id) => {
-    const now = await feedbackOn(exchange.id);
-    showTeaching(place, exchange, now, false);
-    place.querySelector("h3").focus();
+  const writing = exchange.answers.length > 0 && (editing || !current);
+  const show = (now, edited) => {
+    showTeaching(place, exchange, now, edited);
+    place.querySelector(edited ? "textarea" : "h3")?.focus();
+  };
+  const changed = async (id) => {
+    const now = await feedbackOn(exchange.id, exchange.linked);
+    show(now, false);
     const one = now.find((each) => each.id === id);
     if (one) announce(explained(one));
     tellLists();
   };
-  const edit = () => {
-    showTeaching(place, exchange, feedback, true);
-    place.querySelector("textarea").focus();
-  };
-  const writing = !current || editing;
-  const form = writing
-    ? correctionForm({
-        completion: exchange.id,
-        answers: exchange.answers,
-        start: current && startOf(current),
-        sent: again,
-        cancelled: current && (() => {
-          showTeaching(place, exchange, feedback, false);
-          place.querySelector("h3").focus();
-        }),
-      })
-    : null;
-  place.replaceChildren(
-    ...(current ? [fateCard(current, { ...exchange, edit: writing ? undefined : edit, changed: again })] : []),
-    ...(form && exchange.answers.length ? [make("section", { class: "writing" }, make("h3", { tabindex: -1 }, current ? "Change your correction" : "Correct it"), form)] : []),
-    ...(earlier.length
-      ? [make("details", { class: "earlier" }, make("summary", {}, `Earlier corrections (${earlier.length})`), ...earlier.map((one) => fateCard(one, { ...exchange, changed: again })))]
-      : []),
-  );
+  const parts = [
+    current && fateCard(current, { ...exchange, changed, edit: writing ? undefined : () => show(feedback, true) }),
+    writing && make("section", { class: "writing" }, make("h3", { tabindex: -1 }, current ? "Change your correction" : "Correct it"), form()),
+    earlier.length > 0 &&
+      make(
+        "details",
+        { class: "earlier" },
+        make("summary", {}, `Earlier corrections (${earlier.length})`),
+        ...earlier.map((one) => fateCard(one, { ...exchange, changed })),
+      ),
+  ];
+  place.replaceChildren(...parts.filter(Boolean));
+
+  function form() {
+    return correctionForm({
+      completion: exchange.id,
+      answers: exchange.answers,
+      start: current && startOf(current),
+      sent: (id) => {
+        rememberSent(id);
+        return changed(id);
+      },
+      cancelled: current && (() => show(feedback, false)),
+    });
+  }
 }
 
+/** What the form begins with when a correction is edited. */
 function startOf({ kind, text, check, choice }) {
   return { kind: kind === "instruction" ? kind : "correction", text: kind === "follow_up" ? "" : text, check, choice };
-}
-
-/** A correction, the way it has gone, and what can be done with it. `changed` is called when that was done. */
-function fateCard(feedback, { signal, changed, edit, ...exchange }) {
-  const way = make("ol", { class: "steps", "aria-label": "What has become of it" });
-  const words = make("p", { class: "why" });
-  const waits = make("p", { class: "muted hint" });
-  const outcome = make("div", { class: "outcome" });
-  const ask = make("button", { type: "button", onclick: askAgain }, "Ask again");
-  const change = edit ? make("button", { class: "quiet", type: "button", onclick: edit }, "Edit") : null;
-  const withdraw = make("button", { class: "quiet", type: "button", onclick: takeBack }, "Withdraw");
-  const look = make("span");
-  const title = make("h3", { tabindex: -1 }, "Your correction ", look);
-  const card = make(
-    "section",
-    { class: "card fate" },
-    title,
-    make("dl", {}, ...[
-      make("dt", {}, KINDS[feedback.kind] ?? "Correction"),
-      make("dd", { class: "said" }, feedback.text ?? "(erased)"),
-      ...(feedback.check ? [make("dt", {}, "A right answer contains"), make("dd", { class: "said" }, feedback.check.contains)] : []),
-    ]),
-    way,
-    words,
-    waits,
-    make("div", { class: "actions" }, ask, change, withdraw),
-    outcome,
-  );
-  show(feedback);
-  follow(feedback, (now) => {
-    show(now);
-    announce(`${look.textContent}. ${explained(now)}`);
-    tellLists();
-  }, signal);
-  return card;
-
-  function show(now) {
-    feedback = now;
-    look.replaceChildren(pill(now));
-    way.replaceChildren(...steps(now));
-    const by = now.superseded_by ? make("a", { href: `#list=corrections&feedback=${now.superseded_by}` }, "See the later one") : null;
-    words.replaceChildren(explained(now), ...(by && !exchange.linked ? [" ", by, "."] : []));
-    ask.hidden = now.status !== "served" || !exchange.messages || exchange.linked;
-    withdraw.hidden = ["withdrawn", "erased"].includes(now.status);
-    waits.replaceChildren();
-    if (["received", "accepted"].includes(now.status) && !exchange.linked) learner();
-  }
-
-  async function learner() {
-    try {
-      const { why } = await call("GET", "/v1/learning");
-      if (["received", "accepted"].includes(feedback.status)) waits.textContent = `The learner says: ${why}`;
-    } catch {
-      waits.replaceChildren(); // it is a remark, and the steps stand without it
-    }
-  }
-
-  async function takeBack() {
-    const why = "No further round will learn it. A policy that has learned it already keeps it until it is trained over.";
-    if (!(await confirmed("Withdraw this correction?", why, "Withdraw it"))) return;
-    withdraw.disabled = true;
-    try {
-      await call("DELETE", `/v1/feedback/${feedback.id}`);
-      await changed(feedback.id);
-    } catch (error) {
-      outcome.replaceChildren(problem(error));
-    } finally {
-      withdraw.disabled = false;
-    }
-  }
-
-  async function askAgain() {
-    ask.disabled = true;
-    outcome.replaceChildren(make("p", { class: "muted" }, "The model answers…"));
-    try {
-      const { data: models } = await call("GET", "/v1/models");
-      const asked = exchange.messages.map(({ id, ...one }) => one);
-      const reply = await call("POST", "/v1/chat/completions", {
-        model: models[0].id, messages: asked, temperature: 0, max_completion_tokens: AGAIN_TOKENS, store: false,
-      });
-      const now = textOf(reply.choices[0].message);
-      outcome.replaceChildren(sideBySide("It said", exchange.answers[feedback.choice ?? 0] ?? "", "It says now", now));
-      announce(`It says now: ${now}`);
-    } catch (error) {
-      outcome.replaceChildren(problem(error));
-    } finally {
-      ask.disabled = false;
-      ask.focus();
-    }
-  }
-}
-
-/** Let the list beside know that feedback has changed. */
-function tellLists() {
-  document.dispatchEvent(new Event("feedback"));
 }

@@ -92,17 +92,20 @@ export function steps(feedback) {
   });
 }
 
-/** Look again and again what has become of it, calling `changed` with each news, until nothing more will. */
-export async function follow(feedback, changed, signal) {
+/**
+ * Look again and again what has become of it, calling `changed` with each news, until nothing more will, or `card`
+ * is no longer shown.
+ */
+export async function follow(feedback, changed, card) {
   let pause = 2000;
-  while (moving(feedback) && !signal.aborted) {
+  while (moving(feedback)) {
     await new Promise((resolve) => setTimeout(resolve, pause));
-    if (signal.aborted) return;
+    if (!card.isConnected) return;
     if (document.hidden) continue;
     try {
       const now = await call("GET", `/v1/feedback/${feedback.id}`);
       pause = now.status === feedback.status ? Math.min(pause * 1.25, 10_000) : 2000;
-      if (now.status !== feedback.status && !signal.aborted) changed(now);
+      if (now.status !== feedback.status && card.isConnected) changed(now);
       feedback = now;
     } catch {
       pause = Math.min(pause * 2, 30_000); // the server may be back by then

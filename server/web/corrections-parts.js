@@ -9,6 +9,11 @@ export function announce(text) {
   document.querySelector("#status").textContent = text;
 }
 
+/** Let the lists know that feedback has changed. */
+export function tellLists() {
+  document.dispatchEvent(new Event("feedback"));
+}
+
 /** What went wrong and the next step, as an alert. */
 export function problem(error) {
   if (error instanceof Refused) {
@@ -17,6 +22,11 @@ export function problem(error) {
   }
   const away = error instanceof TypeError ? "The server does not answer." : "The server's answer makes no sense.";
   return make("p", { class: "problem", role: "alert" }, away, " ", make("span", { class: "hint" }, "Try again in a moment."));
+}
+
+/** Back to the list, where only one of list and answer has room. */
+export function backLink(href) {
+  return make("a", { class: "back", href }, "‹ Back to the list");
 }
 
 /** A text of the API as a sentence of a page. */

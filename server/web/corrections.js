@@ -2,47 +2,28 @@
 
 import { actAs, make, signOut, signedIn } from "/web/api.js";
 import { exchangePanel, feedbackPanel } from "/web/corrections-exchange.js";
+import { hasLink, leaveLink, takeLink } from "/web/corrections-link.js";
 import { openedItem, showLists } from "/web/corrections-list.js";
-import { problem } from "/web/corrections-parts.js";
+import { backLink, problem } from "/web/corrections-parts.js";
 
-const LINK = "apprentice-link";
 const detail = document.querySelector("#detail");
 const out = document.querySelector("#sign-out");
 let open = null;
-let leaving = new AbortController();
-
-/** The link that this tab was opened with. Its token leaves the address bar and the history at once. */
-function takeLink() {
-  const given = new URLSearchParams(location.hash.slice(1));
-  if (given.has("token")) {
-    const link = { token: given.get("token"), completion: given.get("completion") };
-    sessionStorage.setItem(LINK, JSON.stringify(link));
-    history.replaceState(null, "", location.pathname);
-  }
-  return JSON.parse(sessionStorage.getItem(LINK));
-}
+let turn = 0;
 
 /** Put a panel into the place for it; focus its heading when somebody has just asked for it. */
-async function show(make, focus) {
-  leaving.abort();
-  leaving = new AbortController();
-  const { signal } = leaving;
+async function show(panel, focus) {
+  const mine = ++turn;
   detail.setAttribute("aria-busy", "true");
-  let panel;
-  try {
-    panel = await make(signal);
-  } catch (error) {
-    panel = problem(error);
-  }
-  if (signal.aborted) return;
-  detail.replaceChildren(panel);
+  const shown = await panel;
+  if (mine !== turn) return; // something else was opened meanwhile
+  detail.replaceChildren(shown);
   detail.removeAttribute("aria-busy");
   if (focus) detail.querySelector("h2")?.focus();
 }
 
 async function route(focus) {
   const at = new URLSearchParams(location.hash.slice(1));
-  if (at.has("token")) return location.reload();
   const list = at.get("list") === "corrections" ? "corrections" : "answers";
   const back = list === "corrections" ? "#list=corrections" : "#";
   const before = open;
@@ -51,19 +32,21 @@ async function route(focus) {
   showLists(list, open);
   if (open !== null) {
     const panel = at.has("completion") ? exchangePanel : feedbackPanel;
-    if (open !== before) await show((signal) => panel(open, { signal, back }), focus);
+    if (open !== before) {
+      const failed = (error) => make("div", {}, backLink(back), problem(error));
+      await show(panel(open, { back }).catch(failed), focus);
+    };
   } else {
-    leaving.abort();
-    detail.removeAttribute("aria-busy");
-    detail.replaceChildren(make("p", { class: "muted welcome" }, "Choose an answer to see it whole and to say how it should have been."));
+    const welcome = "Choose an answer to see it whole and to say how it should have been.";
+    await show(Promise.resolve(make("p", { class: "muted welcome" }, welcome)), false);
     if (before !== null) openedItem(before)?.focus();
   }
 }
 
 /** The exchange of a link, or why the link does not open it. */
-async function linkedPanel(completion, signal) {
+async function linkedPanel(completion) {
   try {
-    return await exchangePanel(completion, { signal, linked: true });
+    return await exchangePanel(completion, { linked: true });
   } catch (error) {
     if (![401, 403, 404].includes(error.status)) throw error;
     const next = "Links end after a while. Ask whoever gave it to you for a new one.";
@@ -71,17 +54,15 @@ async function linkedPanel(completion, signal) {
   }
 }
 
+window.addEventListener("hashchange", () => hasLink() && location.reload());
+
 const link = takeLink();
 if (link) {
   document.body.classList.add("linked");
   out.textContent = "Leave this link";
-  out.addEventListener("click", () => {
-    sessionStorage.removeItem(LINK);
-    location.reload();
-  });
-  window.addEventListener("hashchange", () => route(true));
+  out.addEventListener("click", leaveLink);
   actAs(link.token);
-  await show((signal) => linkedPanel(link.completion ?? "", signal), false);
+  await show(linkedPanel(link.completion).catch(problem), false);
 } else {
   out.addEventListener("click", signOut);
   await signedIn(async () => {

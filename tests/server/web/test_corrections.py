@@ -83,8 +83,9 @@ def test_answers_are_told_apart_by_policy(running: Running, visit: Visits) -> No
 def test_a_foreign_key_sees_nothing_of_it(running: Running, visit: Visits) -> None:
     completion_id = ask(running, "Ann's secret")
     correct(running, completion_id)
-    page = opened(visit, running, completion_id, "ben-key")
+    page = visit(f"{running.url}/corrections#completion={completion_id}", "ben-key", width=360)
     expect(page.get_by_role("alert")).to_contain_text("GET /v1/chat/completions lists yours.")
+    page.get_by_role("link", name="Back to the list").click()
     expect(page.locator("#none")).to_contain_text("Nothing has been asked with your key yet")
     page.get_by_role("link", name="My corrections").click()
     expect(page.locator("#none")).to_contain_text("You have corrected nothing yet.")
@@ -160,7 +161,7 @@ def test_an_error_of_the_api_is_shown_and_no_text_is_lost(running: Running, visi
     expect(text).to_have_value("Shorter.")
     running.log.failing.clear()
     page.get_by_role("button", name="Send").click()
-    expect(page.locator(".fate")).to_contain_text("How to change it")
+    expect(page.locator(".fate")).to_contain_text("How to change the answer")
     assert [(one.kind, one.text) for one in given(running)] == [("instruction", "Shorter.")]
 
 
@@ -309,6 +310,7 @@ def test_all_of_ones_corrections_are_listed_with_their_fate(running: Running, vi
 
 def test_a_link_opens_one_exchange_without_a_key_and_leaves_no_trace(running: Running, visit: Visits) -> None:
     completion_id = ask(running, "Only this")
+    correct(running, completion_id, "Somebody else's.")
     page = visit(f"{running.url}/corrections#token=ann-key&completion={completion_id}", None)
     expect(page.locator(".bubble.user")).to_contain_text("Only this")
     expect(page.locator("#lists")).to_be_hidden()
@@ -317,7 +319,13 @@ def test_a_link_opens_one_exchange_without_a_key_and_leaves_no_trace(running: Ru
     page.get_by_label("The right answer", exact=True).fill("Bramblewick.")
     page.get_by_role("button", name="Send").click()
     expect(page.locator(".fate")).to_contain_text("Bramblewick.")
+    page.reload()
+    expect(page.locator(".fate")).to_contain_text("Bramblewick.")
+    expect(page.get_by_text("Somebody else's.")).to_have_count(0)
     assert violations(page) == []
+    page.goto(f"{running.url}/corrections#token=ann-key&completion={ask(running, 'Another')}")
+    expect(page.locator(".bubble.user")).to_contain_text("Another")
+    assert page.url == f"{running.url}/corrections"
     page.get_by_role("button", name="Leave this link").click()
     expect(page.get_by_role("dialog")).to_contain_text("Your key")
 
