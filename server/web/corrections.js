@@ -35,7 +35,7 @@ async function route(focus) {
     if (open !== before) {
       const failed = (error) => make("div", {}, backLink(back), problem(error));
       await show(panel(open, { back }).catch(failed), focus);
-    };
+    }
   } else {
     const welcome = "Choose an answer to see it whole and to say how it should have been.";
     await show(Promise.resolve(make("p", { class: "muted welcome" }, welcome)), false);
