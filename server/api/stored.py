@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from buffer.exchanges import Exchange, Wanted
 from buffer.projection import turn
@@ -29,8 +29,8 @@ def router(gateway: Gateway) -> APIRouter:
         after: str | None = None,
         order: str = "asc",
         model: str | None = None,
-        search: str = "",
-        policy: int | None = None,
+        search: Annotated[str, Query(max_length=200)] = "",
+        policy: Annotated[int | None, Query(ge=0, le=999_999)] = None,
         corrected: bool | None = None,
         mine: bool = False,
     ) -> dict[str, Any]:
