@@ -9,6 +9,7 @@ for the records within it, too: a withdrawal may come before its feedback.
 import hashlib
 import json
 import sqlite3
+import unicodedata
 from typing import Any
 
 from buffer.records import (
@@ -30,15 +31,17 @@ from buffer.records import (
     UnreadableRecord,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA = """
 CREATE TABLE positions (stream TEXT, partition INT, offset INT,
                         PRIMARY KEY (stream, partition)) WITHOUT ROWID;
 CREATE TABLE watermarks (source TEXT, stream TEXT, partition INT, sequence INT,
                          PRIMARY KEY (source, stream, partition)) WITHOUT ROWID;
 CREATE TABLE exchanges (completion_id TEXT PRIMARY KEY, principal TEXT, question TEXT, created REAL,
-                        opened BLOB, closed BLOB, erased INT NOT NULL DEFAULT 0);
+                        policy INT, erased INT NOT NULL DEFAULT 0, asked TEXT, answered TEXT,
+                        opened BLOB, closed BLOB);
 CREATE INDEX exchanges_by_principal ON exchanges (principal, created, completion_id);
+CREATE INDEX exchanges_by_time ON exchanges (created, completion_id);
 CREATE INDEX exchanges_by_question ON exchanges (question, created);
 CREATE TABLE feedback (feedback_id TEXT PRIMARY KEY, principal TEXT, completion_id TEXT, question TEXT,
                        teaches INT, idempotency_key TEXT, received REAL, given BLOB,
@@ -74,6 +77,34 @@ def question_key(principal: str, asked: object) -> str:
 def asked(request: dict[str, Any]) -> object:
     """What a captured request asked: its messages, or its prompt."""
     return request.get("messages", request.get("prompt"))
+
+
+def turn(request: dict[str, Any]) -> str:
+    """The text of the turn that a captured request asked about: what came after the last answer.
+
+    Instructions to the model and earlier turns are left out: those are in exchanges of their own.
+    """
+    if (messages := request.get("messages")) is None:
+        return str(request.get("prompt", ""))
+    turns = list[str]()
+    for message in reversed(messages):
+        if message.get("role") == "assistant":
+            break
+        if message.get("role") not in ("system", "developer"):
+            turns.append(text_of(message.get("content")))
+    return "\n".join(reversed(turns))
+
+
+def text_of(content: object) -> str:
+    """The text of a message's content, which may be in parts."""
+    if isinstance(content, list):
+        return "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
+    return content if isinstance(content, str) else ""
+
+
+def folded(text: str) -> str:
+    """Equal for texts that a reader takes for equal: whatever the case, and however letters are encoded."""
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
@@ -148,10 +179,19 @@ def _remember(db: sqlite3.Connection, record: Record, subject: str) -> None:
 def _exchange_opened(db: sqlite3.Connection, opened: ExchangeOpened, at: float) -> None:
     question = question_key(opened.principal, asked(opened.request))
     db.execute(
-        "INSERT INTO exchanges (completion_id, principal, question, created, opened) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET principal = excluded.principal, question = excluded.question,"
-        " created = excluded.created, opened = excluded.opened WHERE NOT erased",
-        (opened.completion_id, opened.principal, question, at, opened.model_dump_json()),
+        "INSERT INTO exchanges (completion_id, principal, question, created, policy, asked, opened)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET principal = excluded.principal,"
+        " question = excluded.question, created = excluded.created, policy = excluded.policy,"
+        " asked = excluded.asked, opened = excluded.opened WHERE NOT erased",
+        (
+            opened.completion_id,
+            opened.principal,
+            question,
+            at,
+            opened.policy,
+            folded(turn(opened.request)),
+            opened.model_dump_json(),
+        ),
     )
     db.execute(
         "UPDATE feedback SET question = ? WHERE completion_id = ? AND question IS NULL AND NOT erased",
@@ -160,10 +200,11 @@ def _exchange_opened(db: sqlite3.Connection, opened: ExchangeOpened, at: float) 
 
 
 def _exchange_closed(db: sqlite3.Connection, closed: ExchangeClosed, at: float) -> None:
+    said = [text_of(one.message.content) if one.message else one.text or "" for one in closed.choices]
     db.execute(
-        "INSERT INTO exchanges (completion_id, created, closed) VALUES (?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET closed = excluded.closed WHERE NOT erased",
-        (closed.completion_id, at, closed.model_dump_json()),
+        "INSERT INTO exchanges (completion_id, created, answered, closed) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET answered = excluded.answered, closed = excluded.closed WHERE NOT erased",
+        (closed.completion_id, at, folded("\n".join(said)), closed.model_dump_json()),
     )
 
 
@@ -227,7 +268,8 @@ def _tombstone(db: sqlite3.Connection, record_id: str) -> None:
 def _erase_exchange(db: sqlite3.Connection, completion_id: str) -> None:
     db.execute(
         "INSERT INTO exchanges (completion_id, erased) VALUES (?, 1)"
-        " ON CONFLICT DO UPDATE SET erased = 1, opened = NULL, closed = NULL, question = NULL",
+        " ON CONFLICT DO UPDATE SET erased = 1, opened = NULL, closed = NULL, question = NULL,"
+        " asked = NULL, answered = NULL",
         (completion_id,),
     )
     db.execute("UPDATE feedback SET erased = 1, given = NULL WHERE completion_id = ?", (completion_id,))

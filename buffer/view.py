@@ -15,13 +15,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from buffer import projection
+from buffer import exchanges, projection
+from buffer.exchanges import EVERYTHING, Exchange, Wanted
 from buffer.fate import Fate, FeedbackFact, Lineage, RoundFact, Status, fate
 from buffer.files import make_directory
 from buffer.records import (
     AliasMoved,
-    ExchangeClosed,
-    ExchangeOpened,
     FeedbackGiven,
     LearnerReported,
     LearningSwitched,
@@ -33,15 +32,6 @@ from buffer.records import (
     RoundPlanned,
     RoundRequested,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """One stored exchange; `closed` is None when the server died before its end was on disk."""
-
-    created: float
-    opened: ExchangeOpened
-    closed: ExchangeClosed | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,23 +217,21 @@ class View:
         row = self._row(
             "SELECT created, opened, closed FROM exchanges WHERE completion_id = ?", completion_id
         )
-        return _exchange(row) if row is not None and row[1] is not None else None
+        return Exchange.of(*row) if row is not None and row[1] is not None else None
 
     def exchanges(
-        self, principal: str | None, *, limit: int, after: str | None = None, newest_first: bool = False
+        self,
+        principal: str | None,
+        wanted: Wanted = EVERYTHING,
+        *,
+        limit: int,
+        after: str | None = None,
+        newest_first: bool = False,
     ) -> list[Exchange]:
         """A principal's (or everybody's) exchanges by time, from behind completion id `after` on."""
-        order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
-        rows = self._rows(
-            "SELECT created, opened, closed FROM exchanges WHERE opened IS NOT NULL"  # noqa: S608
-            " AND (?1 IS NULL OR principal = ?1) AND (?2 IS NULL OR (created, completion_id)"
-            f" {beyond} (SELECT created, completion_id FROM exchanges WHERE completion_id = ?2))"
-            f" ORDER BY created {order}, completion_id {order} LIMIT ?3",
-            principal,
-            after,
-            limit,
+        return exchanges.find(
+            self._rows, principal, wanted, limit=limit, after=after, newest_first=newest_first
         )
-        return [_exchange(row) for row in rows]
 
     def asked(self, principal: str, messages: Sequence[Mapping[str, Any]], *, limit: int) -> list[Exchange]:
         """A principal's exchanges that asked exactly this, newest first."""
@@ -253,7 +241,7 @@ class View:
             projection.question_key(principal, messages),
             limit,
         )
-        return [_exchange(row) for row in rows]
+        return [Exchange.of(*row) for row in rows]
 
     def belonging(self, principal: str) -> tuple[list[str], list[str]]:
         """The ids of a principal's exchanges, and of its feedback, as far as they are not erased."""
@@ -282,10 +270,15 @@ class View:
         found = self._feedback("WHERE f.principal = ? AND f.idempotency_key = ?", principal, idempotency_key)
         return found[0] if found else None
 
-    def all_feedback(self, principal: str | None = None, *, status: Status | None = None) -> list[Feedback]:
-        """Feedback by time, of one principal or of all, of one status or of any."""
+    def all_feedback(
+        self, principal: str | None = None, *, status: Status | None = None, about: str | None = None
+    ) -> list[Feedback]:
+        """Feedback by time: of one principal, of one status, about one completion, or any."""
         found = self._feedback(
-            "WHERE ?1 IS NULL OR f.principal = ?1 ORDER BY f.received, f.feedback_id", principal
+            "WHERE (?1 IS NULL OR f.principal = ?1) AND (?2 IS NULL OR f.completion_id = ?2)"
+            " ORDER BY f.received, f.feedback_id",
+            principal,
+            about,
         )
         return [f for f in found if status is None or f.fate.status == status]
 
@@ -462,15 +455,6 @@ def _fact(facts: Sequence[Any], rounds: Mapping[int, RoundFact], reason: str = "
         reason=reason,
         superseded_by=superseded_by,
         rounds=tuple(rounds[int(number)] for number in taught.split(",")) if taught else (),
-    )
-
-
-def _exchange(row: Any) -> Exchange:
-    created, opened, closed = row
-    return Exchange(
-        created,
-        ExchangeOpened.model_validate_json(opened),
-        ExchangeClosed.model_validate_json(closed) if closed is not None else None,
     )
 
 

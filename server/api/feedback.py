@@ -1,7 +1,7 @@
 """`/v1/feedback`: corrections and the like come in, and what became of them is told."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Header, Query, Request
@@ -72,9 +72,24 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.get("", summary="One's own feedback and what became of it")
     async def list_feedback(
-        request: Request, status: Status | None = None, limit: Limit = _PAGE, after: str | None = None
+        request: Request,
+        status: Status | None = None,
+        completion_id: str | None = None,
+        limit: Limit = _PAGE,
+        after: str | None = None,
+        order: Literal["asc", "desc"] = "asc",
+        mine: bool = False,
     ) -> FeedbackFates:
-        return await desk.page(gateway.principal(request), status, limit, after)
+        """`mine` leaves out other people's, whom an admin sees otherwise."""
+        principal = gateway.principal(request)
+        view, whose = gateway.buffer.view, None if principal.admin and not mine else principal.name
+        found = await asyncio.to_thread(view.all_feedback, whose, status=status, about=completion_id)
+        if order == "desc":
+            found.reverse()
+        ids = [feedback.feedback_id for feedback in found]
+        start = ids.index(after) + 1 if after in ids else 0
+        page = [lessons.describe(feedback) for feedback in found[start : start + limit]]
+        return {"object": "list", "data": page, "has_more": len(found) > start + limit}
 
     @routes.get("/{feedback_id}", responses=errors(404), summary="What became of a piece of feedback")
     async def one(request: Request, feedback_id: str) -> FeedbackFate:
@@ -150,17 +165,6 @@ class Desk:
                 code="feedback_not_found", status=404,
             )  # fmt: skip
         return found
-
-    async def page(
-        self, principal: Principal, status: Status | None, limit: int, after: str | None
-    ) -> FeedbackFates:
-        """Feedback by time, from behind `after` on."""
-        whose = None if principal.admin else principal.name
-        found = await asyncio.to_thread(self._gateway.buffer.view.all_feedback, whose, status=status)
-        ids = [feedback.feedback_id for feedback in found]
-        start = ids.index(after) + 1 if after in ids else 0
-        page = [lessons.describe(feedback) for feedback in found[start : start + limit]]
-        return {"object": "list", "data": page, "has_more": len(found) > start + limit}
 
     def partition_key(self, feedback: Feedback) -> str:
         """Where the feedback itself was written, so that its withdrawal is read after it."""

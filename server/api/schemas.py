@@ -52,6 +52,7 @@ class StoredCompletion(TypedDict):
     choices: list[dict[str, Any]]
     usage: dict[str, Any] | None
     metadata: dict[str, Any]
+    asked: str
     policy: Version
     status: Literal["complete", "aborted", "failed", "unfinished"]
 
@@ -132,6 +133,7 @@ class FeedbackFate(TypedDict):
     choice: int | None
     text: str | None
     value: float | None
+    check: dict[str, Any] | None
 
 
 class FeedbackFates(TypedDict):
