@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from buffer import files
+from buffer import files, logs
 from buffer.backend import open_log
 from buffer.client import Buffer
 from buffer.config import BufferConfig, ConfigError, Shared, load, resolved
@@ -33,10 +33,10 @@ RETRY_S = 2.0
 def main(arguments: list[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT. Exit status: 0 stopped, 1 cannot go on, 2 configuration."""
     options = _parse(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         flags = {"state": options.state, "model": options.model, "alias": options.alias}
         shared = load(Shared, file=options.config, flags=flags)
+        logs.configure(shared.log_format)
         shared = shared.model_copy(update={"state": shared.state.absolute()})
         config = load(LearnerConfig, "learner", file=options.config)
         buffer_config = load(BufferConfig, "buffer", file=options.config)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import uvicorn
 
-from buffer import files
+from buffer import files, logs
 from buffer.adapters import base_digest
 from buffer.backend import open_log
 from buffer.client import Buffer
@@ -60,9 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="instead of ./apprentice.toml")
     parser.add_argument("--state", type=Path, help="the state directory")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         shared = load(Shared, file=options.config, flags={"state": options.state})
+        logs.configure(shared.log_format)
         settings = Settings(
             shared.model_copy(update={"state": shared.state.absolute()}),
             load(ServerConfig, "server", file=options.config),

@@ -11,8 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from buffer.log import BufferError
+from buffer.logs import request_id
 from server.api import completions, erasure, feedback, learning, pages, stored
 from server.api.problems import Problem, problem, shape
+from server.api.request_id import HEADER, RequestId
 from server.errors import EngineRefused, EngineUnavailable, RequestRefused, ServerError
 from server.gateway import Gateway
 
@@ -36,6 +38,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.include_router(pages.router())
     _add_error_handlers(app, gateway)
     app.add_middleware(BodyLimit, max_bytes=gateway.config.max_body_bytes)
+    app.add_middleware(RequestId)  # around the one before
     return app
 
 
@@ -125,7 +128,11 @@ def _add_error_handlers(app: FastAPI, gateway: Gateway) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        return refuse(shape(500, "internal_error", "the server made a mistake", "its log has the details"))
+        response = refuse(
+            shape(500, "internal_error", "the server made a mistake", "its log has the details")
+        )
+        response.headers[HEADER] = request_id.get()  # this handler alone is outside of all middleware
+        return response
 
 
 def _respond(found: Problem) -> Response:
