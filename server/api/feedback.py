@@ -1,6 +1,7 @@
 """`/v1/feedback`: corrections and the like come in, and what became of them is told."""
 
 import asyncio
+import time
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -8,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic_core import from_json
 
+from buffer.explain import explain, known
 from buffer.fate import Status
 from buffer.records import ExchangeOpened, FeedbackGiven, FeedbackWithdrawn
 from buffer.teacher import teacher_messages
@@ -58,6 +60,11 @@ def router(gateway: Gateway) -> APIRouter:
     @routes.get("/{feedback_id}", summary="What became of a piece of feedback")
     async def one(request: Request, feedback_id: str) -> dict[str, Any]:
         return lessons.describe(await desk.own(gateway.principal(request), feedback_id))
+
+    @routes.get("/{feedback_id}/explanation", summary="All that happened to it, why, and what comes next")
+    async def explanation(request: Request, feedback_id: str) -> dict[str, Any]:
+        feedback = await desk.own(gateway.principal(request), feedback_id)
+        return await asyncio.to_thread(desk.explain, feedback)
 
     @routes.delete("/{feedback_id}", summary="Take it back for all future rounds, or erase what it says, too")
     async def withdraw(request: Request, feedback_id: str, erase: bool = False) -> dict[str, Any]:
@@ -138,6 +145,21 @@ class Desk:
         start = ids.index(after) + 1 if after in ids else 0
         page = [lessons.describe(feedback) for feedback in found[start : start + limit]]
         return {"object": "list", "data": page, "has_more": len(found) > start + limit}
+
+    def explain(self, feedback: Feedback) -> dict[str, Any]:
+        """Its whole path. Reads the view."""
+        view, alias = self._gateway.buffer.view, self._gateway.alias
+        steps, next_ = explain(known(view, feedback, alias, time.time()))
+        events = [
+            {"time": int(step.time) if step.time is not None else None, "what": step.what, "why": step.why}
+            for step in steps
+        ]
+        return {
+            "object": "feedback.explanation",
+            "feedback": lessons.describe(feedback),
+            "events": events,
+            "next": next_,
+        }
 
     def partition_key(self, feedback: Feedback) -> str:
         """Where the feedback itself was written, so that its withdrawal is read after it."""

@@ -2,21 +2,19 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 
+from buffer.next_step import absent
 from buffer.records import LearningSwitched, RoundRequested
-from buffer.view import Alias, Round, by_status
+from buffer.view import Move, Round, by_status
 from server.errors import RequestRefused
 from server.gateway import Gateway, no_policy
 
-SILENT_AFTER_S = 60
-"""A learner reports more often than this, whatever it does."""
-
 ROUNDS_SHOWN = 20
-NEVER_HEARD = "no learner has been heard of: start it with `apprentice learn`"
 
 
 class RoundWanted(BaseModel):
@@ -122,17 +120,12 @@ def describe_learning(gateway: Gateway, now: float) -> dict[str, Any]:
     rounds = view.rounds()
     ended = next((r for r in reversed(rounds) if r.ended is not None), None)
     heard, paused = view.report(), view.paused()
-    told: dict[str, Any] = {"state": None, "why": NEVER_HEARD}
+    told: dict[str, Any] = {"state": None}
     if heard is not None:
         report, at = heard
         told = report.model_dump() | {"reported": int(at)}
-        silent = int(now - at)
-        if silent > SILENT_AFTER_S and report.state not in ("stopped", "failed"):
-            told |= {
-                "state": "silent",
-                "why": f"the learner has not been heard of for {silent} s: is it running? "
-                "start it with `apprentice learn`",
-            }
+    if (why := absent(heard, now)) is not None:
+        told |= {"state": "silent" if heard is not None else None, "why": why}
     return {
         "object": "learning",
         **told,
@@ -165,15 +158,16 @@ def describe_round(one: Round) -> dict[str, Any]:
 
 def describe_policies(gateway: Gateway, *, details: bool = False) -> list[dict[str, Any]]:
     """Every policy, oldest first, beginning with the base. Reads the view."""
-    view, alias = gateway.buffer.view, gateway.alias_now()
-    rejected, resident = view.rejected(), gateway.policies.resident
+    view = gateway.buffer.view
+    rejected, resident, moves = view.rejected(), gateway.policies.resident, view.moves(gateway.alias)
+    live = moves[-1].moved.version if moves else 0
     base: dict[str, Any] = {"parent": None, "round": None, "verdict": None}
-    found = [_policy(gateway, 0, alias, resident=0 in resident) | base]
+    found = [_policy(gateway, 0, moves, live=live == 0, resident=0 in resident) | base]
     for one in view.rounds():
         if one.release is None or one.ended is None:
             continue
         version, planned = one.release.version, one.planned
-        policy = _policy(gateway, version, alias, resident=version in resident)
+        policy = _policy(gateway, version, moves, live=live == version, resident=version in resident)
         policy |= describe_round(one) | {
             "digest": one.release.digest,
             "directory": one.release.directory,
@@ -188,13 +182,19 @@ def describe_policies(gateway: Gateway, *, details: bool = False) -> list[dict[s
     return found
 
 
-def _policy(gateway: Gateway, version: int, alias: Alias, *, resident: bool) -> dict[str, Any]:
+def _policy(
+    gateway: Gateway, version: int, moves: Sequence[Move], *, live: bool, resident: bool
+) -> dict[str, Any]:
     return {
         "id": f"{gateway.alias}@{version:06d}",
         "object": "policy",
         "version": version,
-        "live": version == alias.version,
+        "live": live,
         "resident": resident,
         "waits_for": gateway.fetcher.waits_for(version) if gateway.fetcher is not None else None,
-        "moves": [m.model_dump(exclude={"alias"}) for m in alias.moves if m.version == version],
+        "moves": [
+            m.moved.model_dump(exclude={"alias"}) | {"at": int(m.at)}
+            for m in moves
+            if m.moved.version == version
+        ],
     }

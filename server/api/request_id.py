@@ -1,4 +1,4 @@
-"""A name for every request, `x-request-id`: the caller's own or a new one, in the reply and in the log's lines."""
+"""A name for every request, `x-request-id`: the caller's own or a new one, in the reply and in log lines."""
 
 import re
 import uuid

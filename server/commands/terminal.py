@@ -1,5 +1,6 @@
-"""What the supervisor shows: its children's lines behind their names and its own words; the same as JSON where
-`log_format` says so; or, with `--json`, its own events alone.
+"""What the supervisor shows: its children's lines behind their names, and its own words.
+
+As JSON, a line each, where `log_format` says so; with `--json` its own events alone.
 """
 
 import json
@@ -59,7 +60,7 @@ class Terminal:
 
 
 def _labelled(name: str, line: str) -> str:
-    """A child's line with its name in it; one that is no JSON (a library's own print, say) becomes a message."""
+    """A child's line with its name in it; one that is no JSON, a library's own say, becomes a message."""
     try:
         found = json.loads(line)
     except ValueError:
