@@ -37,6 +37,7 @@ from server.identity import SECRET_BYTES, Receipts
 from server.metrics import Metrics
 from server.news import News
 from server.policies import Policies
+from server.webhook import Webhook
 
 logger = logging.getLogger("server")
 
@@ -127,6 +128,10 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
     server = http_server(gateway)
     working = asyncio.create_task(follow(gateway))
     working.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    tasks = [working]
+    if config.webhook.url is not None:
+        webhook = Webhook(gateway, config.webhook, state / "server" / "webhook.json")
+        tasks.append(asyncio.create_task(webhook.run()))
     run_file = state / RUN_FILE
     try:
         await engine.start()
@@ -142,9 +147,10 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
             await asyncio.wait(left, timeout=RETRY_S)
     finally:
         run_file.unlink(missing_ok=True)
-        working.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await working
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         fetcher.close()
         await engine.stop()
         await asyncio.to_thread(buffer.close)

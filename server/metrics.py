@@ -45,6 +45,8 @@ class Metrics:
         self.swap_seconds = histogram("swap_seconds", "To verify, load and probe a release.")
         self.releases = counter("releases", "Releases tried.", "outcome")
         self.store_failures = counter("store_failures", "Fetches that the adapter store failed.", "reason")
+        self.webhook_failures = counter("webhook_failures", "Webhook attempts that failed.", "reason")
+        self.webhook_pending = gauge("webhook_pending", "Events that the webhook's receiver has not taken.")
         self.engine_ready = gauge("engine_ready", "1 while vLLM answers.")
         self.engine_starts = gauge("engine_starts", "How often vLLM became ready: above 1 it was restarted.")
         self.registry.register(_BufferCollector(buffer))
