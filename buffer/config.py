@@ -114,7 +114,8 @@ class AdaptersConfig(Table):
     options: dict[str, Any] = Field(default={}, repr=False)
     """Of fsspec's file system, such as `endpoint_url`. Credentials are better left to its own environment."""
     keep: int = Field(default=100, ge=3)
-    """How many releases stay in the store; those that the log still needs always do."""
+    """How many releases stay: in the store, or where there is none in the state directory. Those that the log
+    still needs always do."""
 
     @field_serializer("options")
     def _mask(self, value: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     owned = files.lock(shared.state / "run" / "learner.lock")
     if owned is None:
         return _fail(f"another learner owns {shared.state}", "stop it, or use another state directory", 1)
+    _clear(shared.state)
     os.nice(NICE)
     stopping = _stop_on_signals()
     try:
@@ -71,6 +73,14 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         os.close(owned)
     return 0
+
+
+def _clear(state: Path) -> None:
+    """Delete what a learner that was killed while it wrote has left half-written."""
+    for left in (state / "learner").glob(".*.tmp"):
+        left.unlink()
+    for left in (state / "adapters").glob(".*.new"):
+        shutil.rmtree(left)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -87,8 +87,9 @@ def policies_router(gateway: Gateway) -> APIRouter:
                 code="nothing_to_roll_back", status=409,
             )  # fmt: skip
         if to != alias.version:
-            await gateway.install(to)
-            await gateway.move(to, expected=alias, why=why, by=by.name)
+            async with gateway.hold(to):
+                await gateway.install(to)
+                await gateway.move(to, expected=alias, why=why, by=by.name)
             await gateway.until(lambda: gateway.live == to or gateway.alias_now().version != to)
         return {"object": "alias", "id": gateway.alias, "version": to, "was": alias.version, "why": why}
 
