@@ -201,11 +201,12 @@ def test_a_log_that_has_grown_is_set_aside_and_old_ones_go(tmp_path: Path) -> No
     assert numbers == list(range(numbers[0], 100)), "none is lost in between"
 
 
-def test_on_a_full_disk_a_child_runs_on(tmp_path: Path) -> None:
+def test_on_a_full_disk_lines_are_dropped_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
     log = LogFile(Path("/dev/full"), max_bytes=0)
     for _ in range(3):
         log.write("x" * 10_000)
     log.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_return_code_is_put_into_words() -> None:
