@@ -1,12 +1,14 @@
 """`/v1/feedback`: corrections and the like come in, and what became of them is told."""
 
 import asyncio
+import time
 from typing import Annotated, Any, Literal
 from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic_core import from_json
 
+from buffer.explain import explain, known
 from buffer.fate import Status
 from buffer.records import ExchangeOpened, FeedbackGiven, FeedbackWithdrawn
 from buffer.teacher import teacher_messages
@@ -14,7 +16,14 @@ from buffer.view import Feedback
 from server.api import document, erasure, lessons
 from server.api.document import errors
 from server.api.lessons import FeedbackIn
-from server.api.schemas import FeedbackFate, FeedbackFates, FeedbackGone, FeedbackPreview, FeedbackReceived
+from server.api.schemas import (
+    Explanation,
+    FeedbackFate,
+    FeedbackFates,
+    FeedbackGone,
+    FeedbackPreview,
+    FeedbackReceived,
+)
 from server.api.upstream import PATHS, engine_error
 from server.errors import RequestRefused
 from server.gateway import Gateway, read_json
@@ -95,6 +104,13 @@ def router(gateway: Gateway) -> APIRouter:
     async def one(request: Request, feedback_id: str) -> FeedbackFate:
         return lessons.describe(await desk.own(gateway.principal(request), feedback_id))
 
+    summary = "All that happened to it, why, and what comes next"
+
+    @routes.get("/{feedback_id}/explanation", responses=errors(404), summary=summary)
+    async def explanation(request: Request, feedback_id: str) -> Explanation:
+        feedback = await desk.own(gateway.principal(request), feedback_id)
+        return await asyncio.to_thread(desk.explain, feedback)
+
     summary = "Take it back for all future rounds, or erase what it says, too"
 
     @routes.delete("/{feedback_id}", responses=errors(404, 503), summary=summary)
@@ -165,6 +181,24 @@ class Desk:
                 code="feedback_not_found", status=404,
             )  # fmt: skip
         return found
+
+    def explain(self, feedback: Feedback) -> Explanation:
+        """Its whole path. Reads the view."""
+        view, alias = self._gateway.buffer.view, self._gateway.alias
+        steps, next_ = explain(known(view, feedback, alias, time.time()))
+        return {
+            "object": "feedback.explanation",
+            "feedback": lessons.describe(feedback),
+            "events": [
+                {
+                    "time": int(step.time) if step.time is not None else None,
+                    "what": step.what,
+                    "why": step.why,
+                }
+                for step in steps
+            ],
+            "next": next_,
+        }
 
     def partition_key(self, feedback: Feedback) -> str:
         """Where the feedback itself was written, so that its withdrawal is read after it."""

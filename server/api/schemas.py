@@ -148,6 +148,23 @@ class FeedbackGone(TypedDict):
     status: Literal["withdrawn", "erased"]
 
 
+class Event(TypedDict):
+    """A step on the way of a piece of feedback. Without a time where the log has none."""
+
+    time: Time | None
+    what: str
+    why: str
+
+
+class Explanation(TypedDict):
+    """The whole path of a piece of feedback, and what happens next or what to do."""
+
+    object: Literal["feedback.explanation"]
+    feedback: FeedbackFate
+    events: list[Event]
+    next: str
+
+
 class PrincipalCount(TypedDict):
     """How much there is, or was before it was erased."""
 
@@ -211,6 +228,7 @@ class Move(TypedDict):
     epoch: int
     why: Literal["release", "promote", "rollback"]
     by: str
+    at: Time
 
 
 class Policy(TypedDict):
