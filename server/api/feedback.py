@@ -33,6 +33,7 @@ _PREVIEW_TOKENS = 256
 _PAGE = 1000
 
 Limit = Annotated[int, Query(ge=1, le=_PAGE)]
+Mine = Annotated[bool, Query(description="leave out other people's, whom an admin sees otherwise")]
 IdempotencyKey = Annotated[
     str | None,
     Header(alias="Idempotency-Key", description="A request that is repeated with it records nothing new."),
@@ -87,9 +88,8 @@ def router(gateway: Gateway) -> APIRouter:
         limit: Limit = _PAGE,
         after: str | None = None,
         order: Literal["asc", "desc"] = "asc",
-        mine: bool = False,
+        mine: Mine = False,
     ) -> FeedbackFates:
-        """`mine` leaves out other people's, whom an admin sees otherwise."""
         principal = gateway.principal(request)
         view, whose = gateway.buffer.view, None if principal.admin and not mine else principal.name
         found = await asyncio.to_thread(view.all_feedback, whose, status=status, about=completion_id)

@@ -179,7 +179,7 @@ def describe(feedback: Feedback) -> FeedbackFate:
         "choice": given.choice if given is not None else None,
         "text": given.text if given is not None else None,
         "value": given.value if given is not None else None,
-        "check": given.check.model_dump() if given is not None and given.check is not None else None,
+        "check": given.check if given is not None else None,
     }
 
 

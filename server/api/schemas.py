@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from buffer.fate import Status
-from buffer.records import FeedbackKind, LearnerState
+from buffer.records import Check, FeedbackKind, LearnerState
 
 Time = Annotated[int, Field(description="Unix seconds")]
 Version = Annotated[int, Field(description="of a policy; 0 is the base model")]
@@ -52,7 +52,7 @@ class StoredCompletion(TypedDict):
     choices: list[dict[str, Any]]
     usage: dict[str, Any] | None
     metadata: dict[str, Any]
-    asked: str
+    asked: Annotated[str, Field(description="the text of the turn that was answered, without earlier ones")]
     policy: Version
     status: Literal["complete", "aborted", "failed", "unfinished"]
 
@@ -133,7 +133,7 @@ class FeedbackFate(TypedDict):
     choice: int | None
     text: str | None
     value: float | None
-    check: dict[str, Any] | None
+    check: Check | None
 
 
 class FeedbackFates(TypedDict):

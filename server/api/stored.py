@@ -12,6 +12,7 @@ from buffer.records import Choice
 from buffer.view import View
 from server.api import erasure
 from server.api.document import errors
+from server.api.feedback import Mine
 from server.api.schemas import CompletionDeleted, StoredCompletion, StoredCompletions, StoredMessages
 from server.errors import RequestRefused
 from server.gateway import Gateway
@@ -19,6 +20,11 @@ from server.gateway import Gateway
 Limit = Annotated[int, Query(ge=1, le=100)]
 After = Annotated[str | None, Query(description="the last id of the page before")]
 Order = Literal["asc", "desc"]
+Search = Annotated[
+    str, Query(max_length=200, description="words that must all have been asked or answered, in any case")
+]
+Answered = Annotated[int | None, Query(ge=0, le=999_999, description="the version that answered")]
+Corrected = Annotated[bool | None, Query(description="whether it has a correction that was not taken back")]
 _READ = 200
 """Exchanges read at a time while those that have the metadata are collected."""
 
@@ -46,14 +52,11 @@ def router(gateway: Gateway) -> APIRouter:
         after: After = None,
         order: Order = "asc",
         model: str | None = None,
-        search: Annotated[str, Query(max_length=200)] = "",
-        policy: Annotated[int | None, Query(ge=0, le=999_999)] = None,
-        corrected: bool | None = None,
-        mine: bool = False,
+        search: Search = "",
+        policy: Answered = None,
+        corrected: Corrected = None,
+        mine: Mine = False,
     ) -> StoredCompletions:
-        """Beside OpenAI's parameters: `search` for words that were asked or answered, `policy` for what one
-        version answered, `corrected` for what has a correction or has none; `mine` leaves out other people's,
-        whom an admin sees otherwise."""
         principal = gateway.principal(request)
         wanted = {
             name[len("metadata[") : -1]: value

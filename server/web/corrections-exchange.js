@@ -44,11 +44,16 @@ export async function feedbackPanel(id, { back }) {
 
 /** All messages; with a link that does not open earlier ones, the question alone. */
 async function conversationOf({ id, asked }, linked) {
-  try {
-    return (await call("GET", `/v1/chat/completions/${encodeURIComponent(id)}/messages?limit=1000`)).data;
-  } catch (error) {
-    if (!linked || error.status !== 403) throw error;
-    return [{ role: "user", content: asked }];
+  const messages = [];
+  for (let after = ""; ; after = `&after=${messages.at(-1).id}`) {
+    try {
+      const page = await call("GET", `/v1/chat/completions/${encodeURIComponent(id)}/messages?limit=100${after}`);
+      messages.push(...page.data);
+      if (!page.has_more) return messages;
+    } catch (error) {
+      if (!linked || error.status !== 403) throw error;
+      return [{ role: "user", content: asked }];
+    }
   }
 }
 
