@@ -7,7 +7,7 @@ of them is aimed at what is there.
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -84,7 +84,7 @@ class Client:
                 self._aim_at(body)
 
     def _aim_at(self, parts: dict[str, Any]) -> None:
-        there = {
+        there: dict[str, Callable[[], Any]] = {
             "completion_id": self._completion, "feedback_id": self._feedback, "version": lambda: 1,
             "model": lambda: "apprentice", "name": lambda: "apprentice",
         }  # fmt: skip

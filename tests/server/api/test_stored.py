@@ -64,6 +64,8 @@ def test_text_completions_are_not_listed_as_chats(running: Running) -> None:
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "order=up"])
 def test_a_bad_page_is_refused(running: Running, query: str) -> None:
-    refused = running.client().get(f"/v1/chat/completions?{query}")
-    assert refused.status_code == 400
-    assert refused.json()["error"]["param"] in ("limit", "order")
+    completion_id = create(running, "x")
+    for path in ("/v1/chat/completions", f"/v1/chat/completions/{completion_id}/messages"):
+        refused = running.client().get(f"{path}?{query}")
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] in ("limit", "order")
