@@ -82,13 +82,18 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
     async def healthz() -> Alive:
         return {"status": "ok"}
 
+    def why_not_ready() -> EngineUnavailable | None:
+        try:
+            gateway.require_ready()
+        except EngineUnavailable as error:
+            return error
+        return None
+
     summary = "The model answers and the log has been read"
 
     @app.get("/readyz", tags=["operations"], response_model=Ready, responses=errors(503), summary=summary)
     async def readyz() -> Ready | Response:
-        try:
-            gateway.require_ready()
-        except EngineUnavailable as error:  # not counted as a refusal: being asked is its purpose
+        if (error := why_not_ready()) is not None:  # not counted as a refusal: being asked is its purpose
             return _respond(problem(error))
         return {"status": "ready", "policy": f"{gateway.alias}@{gateway.live:06d}"}
 
@@ -96,6 +101,7 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse, summary=summary)
     async def metrics() -> Response:
+        gateway.metrics.ready.set(why_not_ready() is None)
         gateway.metrics.engine_ready.set(gateway.engine.state == "ready")
         gateway.metrics.engine_starts.set(gateway.engine.starts)
         try:
