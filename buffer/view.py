@@ -5,7 +5,6 @@ in log order, one transaction a batch, together with the positions they move to;
 (by source and sequence) changes nothing. What can be derived is derived (`buffer.fate`), never stored.
 """
 
-import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +14,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from buffer import projection
-from buffer.fate import Fate, FeedbackFact, Lineage, RoundFact, Status, fate
+from buffer import exchanges, projection
+from buffer.exchanges import EVERYTHING, Exchange, Wanted
+from buffer.fate import Fate, FeedbackFact, Judged, Lineage, RoundFact, Status, Trail, fate
 from buffer.files import make_directory
 from buffer.records import (
     AliasMoved,
-    ExchangeClosed,
-    ExchangeOpened,
     FeedbackGiven,
     LearnerReported,
     LearningSwitched,
@@ -33,15 +31,7 @@ from buffer.records import (
     RoundPlanned,
     RoundRequested,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """One stored exchange; `closed` is None when the server died before its end was on disk."""
-
-    created: float
-    opened: ExchangeOpened
-    closed: ExchangeClosed | None
+from buffer.view_file import open_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +58,21 @@ class Round:
     planned_at: float
     ended: RoundEnded | None
     ended_at: float | None
+    ended_id: str | None = None
+    """Of the record of its end."""
 
     @property
     def release(self) -> Release | None:
         return self.ended.release if self.ended is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A move of an alias that counted, with its record's id and time in Unix seconds."""
+
+    moved: AliasMoved
+    record_id: str
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class View:
         if path != ":memory:":
             make_directory(Path(path).parent)
         self._lock = threading.RLock()
-        self._db = _open(path)
+        self._db = open_view(path)
         self._judged: tuple[dict[int, RoundFact], Lineage] | None = None
         """What every fate depends on, until control or rounds say more."""
 
@@ -227,23 +228,21 @@ class View:
         row = self._row(
             "SELECT created, opened, closed FROM exchanges WHERE completion_id = ?", completion_id
         )
-        return _exchange(row) if row is not None and row[1] is not None else None
+        return Exchange.of(*row) if row is not None and row[1] is not None else None
 
     def exchanges(
-        self, principal: str | None, *, limit: int, after: str | None = None, newest_first: bool = False
+        self,
+        principal: str | None,
+        wanted: Wanted = EVERYTHING,
+        *,
+        limit: int,
+        after: str | None = None,
+        newest_first: bool = False,
     ) -> list[Exchange]:
         """A principal's (or everybody's) exchanges by time, from behind completion id `after` on."""
-        order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
-        rows = self._rows(
-            "SELECT created, opened, closed FROM exchanges WHERE opened IS NOT NULL"  # noqa: S608
-            " AND (?1 IS NULL OR principal = ?1) AND (?2 IS NULL OR (created, completion_id)"
-            f" {beyond} (SELECT created, completion_id FROM exchanges WHERE completion_id = ?2))"
-            f" ORDER BY created {order}, completion_id {order} LIMIT ?3",
-            principal,
-            after,
-            limit,
+        return exchanges.find(
+            self._rows, principal, wanted, limit=limit, after=after, newest_first=newest_first
         )
-        return [_exchange(row) for row in rows]
 
     def asked(self, principal: str, messages: Sequence[Mapping[str, Any]], *, limit: int) -> list[Exchange]:
         """A principal's exchanges that asked exactly this, newest first."""
@@ -253,7 +252,7 @@ class View:
             projection.question_key(principal, messages),
             limit,
         )
-        return [_exchange(row) for row in rows]
+        return [Exchange.of(*row) for row in rows]
 
     def belonging(self, principal: str) -> tuple[list[str], list[str]]:
         """The ids of a principal's exchanges, and of its feedback, as far as they are not erased."""
@@ -282,10 +281,15 @@ class View:
         found = self._feedback("WHERE f.principal = ? AND f.idempotency_key = ?", principal, idempotency_key)
         return found[0] if found else None
 
-    def all_feedback(self, principal: str | None = None, *, status: Status | None = None) -> list[Feedback]:
-        """Feedback by time, of one principal or of all, of one status or of any."""
+    def all_feedback(
+        self, principal: str | None = None, *, status: Status | None = None, about: str | None = None
+    ) -> list[Feedback]:
+        """Feedback by time: of one principal, of one status, about one completion, or any."""
         found = self._feedback(
-            "WHERE ?1 IS NULL OR f.principal = ?1 ORDER BY f.received, f.feedback_id", principal
+            "WHERE (?1 IS NULL OR f.principal = ?1) AND (?2 IS NULL OR f.completion_id = ?2)"
+            " ORDER BY f.received, f.feedback_id",
+            principal,
+            about,
         )
         return [f for f in found if status is None or f.fate.status == status]
 
@@ -342,15 +346,16 @@ class View:
 
     def rounds(self) -> list[Round]:
         """All rounds, oldest first."""
-        rows = self._rows("SELECT planned, planned_at, ended, ended_at FROM rounds ORDER BY round")
+        rows = self._rows("SELECT planned, planned_at, ended, ended_at, ended_id FROM rounds ORDER BY round")
         return [
             Round(
                 RoundPlanned.model_validate_json(planned),
                 planned_at,
                 RoundEnded.model_validate_json(ended) if ended is not None else None,
                 ended_at,
+                ended_id,
             )
-            for planned, planned_at, ended, ended_at in rows
+            for planned, planned_at, ended, ended_at, ended_id in rows
         ]
 
     def release(self, version: int) -> Round | None:
@@ -363,13 +368,30 @@ class View:
         """Releases that a server refused to serve, with the reason."""
         return dict(self._rows("SELECT version, why FROM rejected"))
 
+    def moves(self, alias: str) -> list[Move]:
+        """All moves of an alias, oldest first."""
+        rows = self._rows("SELECT moved, record_id, at FROM moves WHERE alias = ? ORDER BY epoch", alias)
+        return [Move(AliasMoved.model_validate_json(moved), id_, at) for moved, id_, at in rows]
+
     def alias(self, name: str) -> Alias:
         """Where an alias points; version 0 (the base model) before its first move."""
-        moves = tuple(
-            AliasMoved.model_validate_json(row[0])
-            for row in self._rows("SELECT moved FROM moves WHERE alias = ? ORDER BY epoch", name)
-        )
+        moves = tuple(move.moved for move in self.moves(name))
         return Alias(moves[-1].version if moves else 0, len(moves), moves)
+
+    def trail(self, feedback_id: str) -> Trail:
+        """What is known of a piece of feedback beyond its fate."""
+        judged = self._row(
+            "SELECT at, decision, reason, detail FROM decisions WHERE feedback_id = ?", feedback_id
+        )
+        withdrawn = self._row("SELECT at, by FROM withdrawals WHERE feedback_id = ?", feedback_id)
+        erased = self._row("SELECT erased_at FROM feedback WHERE feedback_id = ?", feedback_id)
+        rejected = dict(self._rows("SELECT version, at FROM rejected"))
+        return Trail(
+            Judged(*judged) if judged is not None else None,
+            withdrawn,
+            erased[0] if erased is not None else None,
+            rejected,
+        )
 
     def lineage(self) -> Lineage:
         """What descends from what, seen from the live policy."""
@@ -463,38 +485,3 @@ def _fact(facts: Sequence[Any], rounds: Mapping[int, RoundFact], reason: str = "
         superseded_by=superseded_by,
         rounds=tuple(rounds[int(number)] for number in taught.split(",")) if taught else (),
     )
-
-
-def _exchange(row: Any) -> Exchange:
-    created, opened, closed = row
-    return Exchange(
-        created,
-        ExchangeOpened.model_validate_json(opened),
-        ExchangeClosed.model_validate_json(closed) if closed is not None else None,
-    )
-
-
-def _open(path: Path | str) -> sqlite3.Connection:
-    """Open, or start afresh: an older, newer or damaged view is thrown away, since the log has it all."""
-    try:
-        db = _connect(path)
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-    except sqlite3.DatabaseError:
-        version = -1
-    if version not in (0, projection.SCHEMA_VERSION):
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
-        db, version = _connect(path), 0
-    if version == 0:
-        db.executescript(
-            f"BEGIN; {projection.SCHEMA} PRAGMA user_version={projection.SCHEMA_VERSION}; COMMIT;"
-        )
-    return db
-
-
-def _connect(path: Path | str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-    db.execute("PRAGMA journal_mode=WAL")
-    db.execute("PRAGMA synchronous=NORMAL")
-    db.execute("PRAGMA secure_delete=ON")
-    return db

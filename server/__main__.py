@@ -15,7 +15,7 @@ from pathlib import Path
 
 import uvicorn
 
-from buffer import files
+from buffer import files, logs
 from buffer.adapters import base_digest
 from buffer.backend import open_log
 from buffer.client import Buffer
@@ -37,6 +37,7 @@ from server.identity import SECRET_BYTES, Receipts
 from server.metrics import Metrics
 from server.news import News
 from server.policies import Policies
+from server.webhook import Webhook
 
 logger = logging.getLogger("server")
 
@@ -60,9 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="instead of ./apprentice.toml")
     parser.add_argument("--state", type=Path, help="the state directory")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         shared = load(Shared, file=options.config, flags={"state": options.state})
+        logs.configure(shared.log_format)
         settings = Settings(
             shared.model_copy(update={"state": shared.state.absolute()}),
             load(ServerConfig, "server", file=options.config),
@@ -127,6 +128,10 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
     server = http_server(gateway)
     working = asyncio.create_task(follow(gateway))
     working.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    tasks = [working]
+    if config.webhook.url is not None:
+        webhook = Webhook(gateway, config.webhook, state / "server" / "webhook.json")
+        tasks.append(asyncio.create_task(webhook.run()))
     run_file = state / RUN_FILE
     try:
         await engine.start()
@@ -142,9 +147,10 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
             await asyncio.wait(left, timeout=RETRY_S)
     finally:
         run_file.unlink(missing_ok=True)
-        working.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await working
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         fetcher.close()
         await engine.stop()
         await asyncio.to_thread(buffer.close)

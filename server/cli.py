@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "doctor": ("server.commands.doctor:main", "check the installation and its state, and say what to do"),
     "status": ("server.commands.status:main", "what is served, what the learner does and why"),
     "feedback": ("server.commands.feedback:main", "list, show, send or withdraw feedback"),
+    "explain": ("server.commands.explain:main", "all that happened to one piece of feedback, and why"),
     "import": (
         "server.commands.import_:main",
         "give demonstrations to a server, or restore an exported log",

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -157,8 +158,13 @@ class Gateway:
             return
         release = await self.release(version)
         if self.fetcher is not None:
+            self.fetcher.require_kept(release)
             await self.fetcher.fetch(release)
         await self.policies.install(release)
+
+    def hold(self, version: int) -> AbstractAsyncContextManager[None]:
+        """Within it the version's release is not deleted from this machine."""
+        return self.fetcher.hold(version) if self.fetcher is not None else contextlib.nullcontext()
 
     async def move(
         self, version: int, *, expected: Alias, why: Literal["release", "promote", "rollback"], by: str

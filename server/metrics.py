@@ -47,6 +47,8 @@ class Metrics:
         self.releases = counter("releases", "Releases tried here, `promoted` or `refused`.", "outcome")
         self.store_failures = counter("store_failures", "Fetches that the adapter store failed.", "reason")
         self.ready = gauge("ready", "1 while this server should get requests, as GET /readyz says.")
+        self.webhook_failures = counter("webhook_failures", "Webhook attempts that failed.", "reason")
+        self.webhook_pending = gauge("webhook_pending", "Events that the webhook's receiver has not taken.")
         self.engine_ready = gauge("engine_ready", "1 while vLLM answers.")
         self.engine_starts = gauge("engine_starts", "How often vLLM became ready: above 1 it was restarted.")
         # so that the first one is an increase: a series that begins at 1 has none

@@ -12,9 +12,11 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from buffer.log import BufferError
+from buffer.logs import request_id
 from server.api import completions, document, erasure, feedback, learning, pages, stored
 from server.api.document import errors
 from server.api.problems import Problem, problem, shape
+from server.api.request_id import HEADER, RequestId
 from server.api.schemas import Alive, Model, Models, Ready
 from server.errors import EngineRefused, EngineUnavailable, RequestRefused, ServerError
 from server.gateway import Gateway
@@ -40,6 +42,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.include_router(pages.router())
     _add_error_handlers(app, gateway)
     app.add_middleware(BodyLimit, max_bytes=gateway.config.max_body_bytes)
+    app.add_middleware(RequestId)  # around the one before
     return app
 
 
@@ -148,7 +151,11 @@ def _add_error_handlers(app: FastAPI, gateway: Gateway) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        return refuse(shape(500, "internal_error", "the server made a mistake", "its log has the details"))
+        response = refuse(
+            shape(500, "internal_error", "the server made a mistake", "its log has the details")
+        )
+        response.headers[HEADER] = request_id.get()  # this handler alone is outside of all middleware
+        return response
 
 
 def _methods(app: FastAPI, scope: Scope) -> set[str]:

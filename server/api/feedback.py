@@ -1,12 +1,14 @@
 """`/v1/feedback`: corrections and the like come in, and what became of them is told."""
 
 import asyncio
-from typing import Annotated, Any
+import time
+from typing import Annotated, Any, Literal
 from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic_core import from_json
 
+from buffer.explain import explain, known
 from buffer.fate import Status
 from buffer.records import ExchangeOpened, FeedbackGiven, FeedbackWithdrawn
 from buffer.teacher import teacher_messages
@@ -14,7 +16,14 @@ from buffer.view import Feedback
 from server.api import document, erasure, lessons
 from server.api.document import errors
 from server.api.lessons import FeedbackIn
-from server.api.schemas import FeedbackFate, FeedbackFates, FeedbackGone, FeedbackPreview, FeedbackReceived
+from server.api.schemas import (
+    Explanation,
+    FeedbackFate,
+    FeedbackFates,
+    FeedbackGone,
+    FeedbackPreview,
+    FeedbackReceived,
+)
 from server.api.upstream import PATHS, engine_error
 from server.errors import RequestRefused
 from server.gateway import Gateway, read_json
@@ -72,13 +81,35 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.get("", summary="One's own feedback and what became of it")
     async def list_feedback(
-        request: Request, status: Status | None = None, limit: Limit = _PAGE, after: str | None = None
+        request: Request,
+        status: Status | None = None,
+        completion_id: str | None = None,
+        limit: Limit = _PAGE,
+        after: str | None = None,
+        order: Literal["asc", "desc"] = "asc",
+        mine: bool = False,
     ) -> FeedbackFates:
-        return await desk.page(gateway.principal(request), status, limit, after)
+        """`mine` leaves out other people's, whom an admin sees otherwise."""
+        principal = gateway.principal(request)
+        view, whose = gateway.buffer.view, None if principal.admin and not mine else principal.name
+        found = await asyncio.to_thread(view.all_feedback, whose, status=status, about=completion_id)
+        if order == "desc":
+            found.reverse()
+        ids = [feedback.feedback_id for feedback in found]
+        start = ids.index(after) + 1 if after in ids else 0
+        page = [lessons.describe(feedback) for feedback in found[start : start + limit]]
+        return {"object": "list", "data": page, "has_more": len(found) > start + limit}
 
     @routes.get("/{feedback_id}", responses=errors(404), summary="What became of a piece of feedback")
     async def one(request: Request, feedback_id: str) -> FeedbackFate:
         return lessons.describe(await desk.own(gateway.principal(request), feedback_id))
+
+    summary = "All that happened to it, why, and what comes next"
+
+    @routes.get("/{feedback_id}/explanation", responses=errors(404), summary=summary)
+    async def explanation(request: Request, feedback_id: str) -> Explanation:
+        feedback = await desk.own(gateway.principal(request), feedback_id)
+        return await asyncio.to_thread(desk.explain, feedback)
 
     summary = "Take it back for all future rounds, or erase what it says, too"
 
@@ -151,16 +182,23 @@ class Desk:
             )  # fmt: skip
         return found
 
-    async def page(
-        self, principal: Principal, status: Status | None, limit: int, after: str | None
-    ) -> FeedbackFates:
-        """Feedback by time, from behind `after` on."""
-        whose = None if principal.admin else principal.name
-        found = await asyncio.to_thread(self._gateway.buffer.view.all_feedback, whose, status=status)
-        ids = [feedback.feedback_id for feedback in found]
-        start = ids.index(after) + 1 if after in ids else 0
-        page = [lessons.describe(feedback) for feedback in found[start : start + limit]]
-        return {"object": "list", "data": page, "has_more": len(found) > start + limit}
+    def explain(self, feedback: Feedback) -> Explanation:
+        """Its whole path. Reads the view."""
+        view, alias = self._gateway.buffer.view, self._gateway.alias
+        steps, next_ = explain(known(view, feedback, alias, time.time()))
+        return {
+            "object": "feedback.explanation",
+            "feedback": lessons.describe(feedback),
+            "events": [
+                {
+                    "time": int(step.time) if step.time is not None else None,
+                    "what": step.what,
+                    "why": step.why,
+                }
+                for step in steps
+            ],
+            "next": next_,
+        }
 
     def partition_key(self, feedback: Feedback) -> str:
         """Where the feedback itself was written, so that its withdrawal is read after it."""

@@ -2,25 +2,24 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict
 
-from buffer.records import AliasMoved, LearningSwitched, RoundRequested
-from buffer.view import Alias, Round, by_status
+from buffer.next_step import absent
+from buffer.records import LearningSwitched, RoundRequested
+from buffer.view import Move, Round, by_status
 from server.api.document import errors
-from server.api.schemas import AliasMove, Learner, Learning, Move, Policies, Policy, RoundAsked
+from server.api.schemas import AliasMove, Learner, Learning, Policies, Policy, RoundAsked
+from server.api.schemas import Move as MoveShown
 from server.api.schemas import Round as RoundShown
 from server.errors import RequestRefused
 from server.gateway import Gateway, no_policy
 
-SILENT_AFTER_S = 60
-"""A learner reports more often than this, whatever it does."""
-
 ROUNDS_SHOWN = 20
 Version = Annotated[int, Path(ge=0, le=999_999)]
-NEVER_HEARD = "no learner has been heard of: start it with `apprentice learn`"
 
 
 class RoundWanted(BaseModel):
@@ -91,8 +90,9 @@ def policies_router(gateway: Gateway) -> APIRouter:
                 code="nothing_to_roll_back", status=409,
             )  # fmt: skip
         if to != alias.version:
-            await gateway.install(to)
-            await gateway.move(to, expected=alias, why=why, by=by.name)
+            async with gateway.hold(to):
+                await gateway.install(to)
+                await gateway.move(to, expected=alias, why=why, by=by.name)
             await gateway.until(lambda: gateway.live == to or gateway.alias_now().version != to)
         return {"object": "alias", "id": gateway.alias, "version": to, "was": alias.version, "why": why}
 
@@ -126,17 +126,13 @@ def describe_learning(gateway: Gateway, now: float) -> Learning:
     rounds = view.rounds()
     ended = next((r for r in reversed(rounds) if r.ended is not None), None)
     heard, paused = view.report(), view.paused()
-    told: Learner = {"state": None, "why": NEVER_HEARD}
+    told: Learner = {"state": None, "why": ""}
     if heard is not None:
         report, at = heard
         told = cast(Learner, report.model_dump() | {"reported": int(at)})
-        silent = int(now - at)
-        if silent > SILENT_AFTER_S and report.state not in ("stopped", "failed"):
-            told["state"] = "silent"
-            told["why"] = (
-                f"the learner has not been heard of for {silent} s: is it running? "
-                "start it with `apprentice learn`"
-            )
+    if (why := absent(heard, now)) is not None:
+        told["state"] = "silent" if heard is not None else None
+        told["why"] = why
     return {
         "object": "learning",
         **told,
@@ -169,14 +165,15 @@ def describe_round(one: Round) -> RoundShown:
 
 def describe_policies(gateway: Gateway, *, details: bool = False) -> list[Policy]:
     """Every policy, oldest first, beginning with the base. Reads the view."""
-    view, alias = gateway.buffer.view, gateway.alias_now()
-    rejected, resident = view.rejected(), gateway.policies.resident
-    found = [_policy(gateway, 0, alias, resident=0 in resident)]
+    view = gateway.buffer.view
+    rejected, resident, moves = view.rejected(), gateway.policies.resident, view.moves(gateway.alias)
+    live = moves[-1].moved.version if moves else 0
+    found = [_policy(gateway, 0, moves, live=live == 0, resident=0 in resident)]
     for one in view.rounds():
         if one.release is None or one.ended is None:
             continue
         version, planned = one.release.version, one.planned
-        policy = _policy(gateway, version, alias, resident=version in resident)
+        policy = _policy(gateway, version, moves, live=live == version, resident=version in resident)
         policy |= cast(Policy, describe_round(one))
         policy |= {
             "digest": one.release.digest,
@@ -192,20 +189,23 @@ def describe_policies(gateway: Gateway, *, details: bool = False) -> list[Policy
     return found
 
 
-def _policy(gateway: Gateway, version: int, alias: Alias, *, resident: bool) -> Policy:
+def _policy(gateway: Gateway, version: int, moves: Sequence[Move], *, live: bool, resident: bool) -> Policy:
     return {
         "id": f"{gateway.alias}@{version:06d}",
         "object": "policy",
         "version": version,
-        "live": version == alias.version,
+        "live": live,
         "resident": resident,
         "waits_for": gateway.fetcher.waits_for(version) if gateway.fetcher is not None else None,
-        "moves": [_move(move) for move in alias.moves if move.version == version],
+        "moves": [_move(move) for move in moves if move.moved.version == version],
         "parent": None,
         "round": None,
         "verdict": None,
     }
 
 
-def _move(move: AliasMoved) -> Move:
-    return {"version": move.version, "epoch": move.epoch, "why": move.why, "by": move.by}
+def _move(move: Move) -> MoveShown:
+    moved = move.moved
+    return {
+        "version": moved.version, "epoch": moved.epoch, "why": moved.why, "by": moved.by, "at": int(move.at)
+    }  # fmt: skip

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from buffer.exchanges import Exchange
 from buffer.records import Check, FeedbackGiven, Message
-from buffer.view import Exchange, Feedback
+from buffer.view import Feedback
 from server.api.schemas import FeedbackFate
 from server.errors import RequestRefused
 
@@ -178,6 +179,7 @@ def describe(feedback: Feedback) -> FeedbackFate:
         "choice": given.choice if given is not None else None,
         "text": given.text if given is not None else None,
         "value": given.value if given is not None else None,
+        "check": given.check.model_dump() if given is not None and given.check is not None else None,
     }
 
 

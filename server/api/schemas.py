@@ -52,6 +52,7 @@ class StoredCompletion(TypedDict):
     choices: list[dict[str, Any]]
     usage: dict[str, Any] | None
     metadata: dict[str, Any]
+    asked: str
     policy: Version
     status: Literal["complete", "aborted", "failed", "unfinished"]
 
@@ -132,6 +133,7 @@ class FeedbackFate(TypedDict):
     choice: int | None
     text: str | None
     value: float | None
+    check: dict[str, Any] | None
 
 
 class FeedbackFates(TypedDict):
@@ -144,6 +146,23 @@ class FeedbackGone(TypedDict):
     id: str
     object: Literal["feedback.withdrawn", "feedback.erased"]
     status: Literal["withdrawn", "erased"]
+
+
+class Event(TypedDict):
+    """A step on the way of a piece of feedback. Without a time where the log has none."""
+
+    time: Time | None
+    what: str
+    why: str
+
+
+class Explanation(TypedDict):
+    """The whole path of a piece of feedback, and what happens next or what to do."""
+
+    object: Literal["feedback.explanation"]
+    feedback: FeedbackFate
+    events: list[Event]
+    next: str
 
 
 class PrincipalCount(TypedDict):
@@ -209,6 +228,7 @@ class Move(TypedDict):
     epoch: int
     why: Literal["release", "promote", "rollback"]
     by: str
+    at: Time
 
 
 class Policy(TypedDict):

@@ -6,20 +6,21 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 
+from buffer.exchanges import Exchange, Wanted
+from buffer.projection import turn
 from buffer.records import Choice
-from buffer.view import Exchange
+from buffer.view import View
 from server.api import erasure
 from server.api.document import errors
 from server.api.schemas import CompletionDeleted, StoredCompletion, StoredCompletions, StoredMessages
 from server.errors import RequestRefused
 from server.gateway import Gateway
-from server.identity import Principal
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 After = Annotated[str | None, Query(description="the last id of the page before")]
 Order = Literal["asc", "desc"]
-_SCANNED = 200
-"""Exchanges read at a time while those that match are collected."""
+_READ = 200
+"""Exchanges read at a time while those that have the metadata are collected."""
 
 
 METADATA = {
@@ -45,15 +46,31 @@ def router(gateway: Gateway) -> APIRouter:
         after: After = None,
         order: Order = "asc",
         model: str | None = None,
+        search: Annotated[str, Query(max_length=200)] = "",
+        policy: Annotated[int | None, Query(ge=0, le=999_999)] = None,
+        corrected: bool | None = None,
+        mine: bool = False,
     ) -> StoredCompletions:
+        """Beside OpenAI's parameters: `search` for words that were asked or answered, `policy` for what one
+        version answered, `corrected` for what has a correction or has none; `mine` leaves out other people's,
+        whom an admin sees otherwise."""
         principal = gateway.principal(request)
         wanted = {
             name[len("metadata[") : -1]: value
             for name, value in request.query_params.items()
             if name.startswith("metadata[") and name.endswith("]")
         }
+        whose = None if principal.admin and not mine else principal.name
         found = await asyncio.to_thread(
-            _matching, gateway, principal, limit + 1, after, order == "desc", model, wanted
+            _matching,
+            gateway.buffer.view,
+            whose,
+            Wanted(search, policy, corrected),
+            limit + 1,
+            after,
+            order == "desc",
+            model,
+            wanted,
         )
         page = [describe(exchange) for exchange in found[:limit]]
         return {
@@ -117,7 +134,7 @@ async def own(gateway: Gateway, request: Request, completion_id: str) -> Exchang
 
 
 def describe(exchange: Exchange) -> StoredCompletion:
-    """OpenAI's chat.completion, with the metadata it was stored with."""
+    """OpenAI's chat.completion, with the metadata it was stored with, the question's text and the policy."""
     opened, closed = exchange.opened, exchange.closed
     chat = opened.endpoint == "chat"
     return {
@@ -128,6 +145,7 @@ def describe(exchange: Exchange) -> StoredCompletion:
         "choices": [_choice(choice, chat=chat) for choice in closed.choices] if closed is not None else [],
         "usage": (closed.usage or None) if closed is not None else None,
         "metadata": opened.request.get("metadata") or {},
+        "asked": turn(opened.request),
         "policy": opened.policy,
         "status": closed.status if closed is not None else "unfinished",
     }
@@ -140,18 +158,19 @@ def _choice(choice: Choice, *, chat: bool) -> dict[str, Any]:
 
 
 def _matching(
-    gateway: Gateway,
-    principal: Principal,
+    view: View,
+    whose: str | None,
+    wanted: Wanted,
     count: int,
     after: str | None,
     newest_first: bool,
     model: str | None,
     metadata: Mapping[str, str],
 ) -> list[Exchange]:
-    """The first `count` stored chats behind `after` that match. Reads the view."""
-    whose, found = None if principal.admin else principal.name, list[Exchange]()
+    """The first `count` stored chats behind `after` that match."""
+    found, size = list[Exchange](), _READ if model or metadata else count
     while len(found) < count:
-        page = gateway.buffer.view.exchanges(whose, limit=_SCANNED, after=after, newest_first=newest_first)
+        page = view.exchanges(whose, wanted, limit=size, after=after, newest_first=newest_first)
         for exchange in page:
             request = exchange.opened.request
             stored = request.get("metadata") or {}
@@ -161,7 +180,7 @@ def _matching(
                 and all(stored.get(name) == value for name, value in metadata.items())
             ):
                 found.append(exchange)
-        if len(page) < _SCANNED:
+        if len(page) < size:
             break
         after = page[-1].opened.completion_id
     return found[:count]
