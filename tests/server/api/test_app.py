@@ -33,6 +33,7 @@ GUARDED = [
     ("POST", "/v1/feedback/preview"),
     ("GET", "/v1/feedback"),
     ("GET", "/v1/feedback/x"),
+    ("GET", "/v1/feedback/x/explanation"),
     ("DELETE", "/v1/feedback/x"),
     ("GET", "/v1/learning"),
     ("POST", "/v1/learning/rounds"),
