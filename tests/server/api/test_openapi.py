@@ -68,12 +68,12 @@ class Client:
         self.answers: defaultdict[str, set[int]] = defaultdict(set)
         """The statuses that each operation has answered."""
 
-    def send(self, case: schemathesis.Case[Any]) -> None:
+    def send(self, case: schemathesis.Case[Any], key: str) -> None:
         """Raises what is wrong with the answer."""
         assert case.meta is not None
         if case.meta.generation.mode.is_positive and zlib.crc32(repr(case).encode()) % 2:
             self._aim(case)
-        reply = case.call_and_validate(self._url, headers={"Authorization": "Bearer root-key"})
+        reply = case.call_and_validate(self._url, headers={"Authorization": f"Bearer {key}"})
         if case.meta.generation.mode.is_positive:
             self.answers[case.operation.label].add(reply.status_code)
 
@@ -116,15 +116,19 @@ def client(taught: Running) -> Client:
 
 
 @API.parametrize()
-def test_nothing_a_client_sends_breaks_the_server(case: schemathesis.Case[Any], client: Client) -> None:
-    client.send(case)
+@pytest.mark.parametrize("key", ["root-key"])  # without one, pytest 9.2 gives all operations the same name
+def test_nothing_a_client_sends_breaks_the_server(
+    case: schemathesis.Case[Any], client: Client, key: str
+) -> None:
+    client.send(case, key)
 
 
-def test_every_operation_was_also_answered_with_success(client: Client) -> None:
-    """Else the test above would have looked at refusals alone."""
-    if not client.answers.keys() >= OPERATIONS.keys():
-        pytest.skip("not all operations were tried")
-    assert [name for name, statuses in client.answers.items() if not statuses & {200, 202}] == []
+def test_every_operation_was_also_answered_with_success(
+    client: Client, request: pytest.FixtureRequest
+) -> None:
+    """Else the test above would have looked at refusals alone, or not at all."""
+    selected = {getattr(item, "operation_label", None) for item in request.session.items}
+    assert [name for name in OPERATIONS if name in selected and not client.answers[name] & {200, 202}] == []
 
 
 EXAMPLES = [

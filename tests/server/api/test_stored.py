@@ -114,3 +114,10 @@ def test_an_admin_may_list_only_what_is_their_own(running: Running) -> None:
     )
     assert listed(running, "", "root-key") == ["anns", "roots"]
     assert listed(running, "mine=true", "root-key") == ["roots"]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "order=up"])
+def test_a_bad_page_of_messages_is_refused(running: Running, query: str) -> None:
+    completion_id = create(running, "x")
+    refused = running.client().get(f"/v1/chat/completions/{completion_id}/messages?{query}")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, query.partition("=")[0])
