@@ -75,6 +75,16 @@ CASES = {
     ),
     "ReleaseRejected": of('releases_total{outcome="refused"}', "0x20 1x40", "1x60"),
     "StoreFailing": of('store_failures_total{reason="unreachable"}', "0+2x60", "0 1x60"),
+    "WebhookFailing": Case(
+        {
+            'apprentice_webhook_pending{instance="a"}': "1x60",
+            'apprentice_webhook_failures_total{reason="refused",instance="a"}': "0+1x60",
+        },
+        {
+            'apprentice_webhook_pending{instance="a"}': "1x34 0x1 1x30",
+            'apprentice_webhook_failures_total{reason="refused",instance="a"}': "0+1x60",
+        },
+    ),
     "LogNotWritable": of("log_writable", "0x60", "0x9 1x60"),
     "Uncaptured": Case(
         {
