@@ -5,7 +5,6 @@ in log order, one transaction a batch, together with the positions they move to;
 (by source and sequence) changes nothing. What can be derived is derived (`buffer.fate`), never stored.
 """
 
-import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from buffer import projection
+from buffer import projection, viewfile
 from buffer.fate import Fate, FeedbackFact, Lineage, RoundFact, Status, fate
 from buffer.files import make_directory
 from buffer.records import (
@@ -60,6 +59,14 @@ class Feedback:
         return self.given is not None and self.given.kind == "rating" and self.fate.status == "accepted"
 
 
+class FeedbackGroup(NamedTuple):
+    """What pieces of feedback have in common; `teaches` is False for a rating, which carries no lesson."""
+
+    status: Status
+    reason: str
+    teaches: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """A planned round and, once it has ended, how. Times are Unix seconds."""
@@ -81,6 +88,8 @@ class Alias:
     version: int
     epoch: int
     moves: tuple[AliasMoved, ...]
+    times: tuple[float, ...] = ()
+    """When each move was made, in Unix seconds."""
 
     def recent(self, count: int) -> list[int]:
         """The versions that were live last, each once, the live one first."""
@@ -123,7 +132,7 @@ class View:
         if path != ":memory:":
             make_directory(Path(path).parent)
         self._lock = threading.RLock()
-        self._db = _open(path)
+        self._db = viewfile.open_or_begin(path)
         self._judged: tuple[dict[int, RoundFact], Lineage] | None = None
         """What every fate depends on, until control or rounds say more."""
 
@@ -295,17 +304,29 @@ class View:
             "WHERE d.decision IS NULL AND NOT f.withdrawn AND NOT f.erased ORDER BY f.received, f.feedback_id"
         )
 
-    def count_feedback(self) -> Counter[tuple[Status, bool]]:
-        """How much feedback has which status; and whether it carries a lesson, which a rating does not."""
-        counted: Counter[tuple[Status, bool]] = Counter()
+    def count_feedback(self) -> Counter[FeedbackGroup]:
+        """How much feedback has which status, for which reason, and whether it carries a lesson."""
+        counted: Counter[FeedbackGroup] = Counter()
         with self._lock:
             rounds, lineage = self._judgement()
             # equal facts, equal fate: what supersedes it does not matter, only whether anything does
-            columns = f"{_FACTS} AS later, f.teaches > 0, count(*)"
-            groups = self._rows(f"SELECT {columns} {_FROM} GROUP BY 1, 2, 3, 4, later IS NULL, 6")
-            for *facts, teaches, count in groups:
-                counted[fate(_fact(facts, rounds), lineage).status, bool(teaches)] += count
+            columns = f"{_FACTS} AS later, f.teaches > 0, d.reason, count(*)"
+            groups = self._rows(f"SELECT {columns} {_FROM} GROUP BY 1, 2, 3, 4, later IS NULL, 6, 7")
+            for *facts, teaches, reason, count in groups:
+                found = fate(_fact(facts, rounds, reason or ""), lineage)
+                counted[FeedbackGroup(found.status, found.reason, bool(teaches))] += count
         return counted
+
+    def feedback_arrived(self, since: float, every_s: float) -> dict[float, int]:
+        """How much feedback came in each span of `every_s` seconds from `since` on, by the span's start."""
+        return dict(
+            self._rows(
+                "SELECT ?1 + ?2 * CAST((received - ?1) / ?2 AS INT) AS start, count(*) FROM feedback"
+                " WHERE received >= ?1 GROUP BY start ORDER BY start",
+                since,
+                every_s,
+            )
+        )
 
     def _feedback(self, where: str, *arguments: object) -> list[Feedback]:
         with self._lock:
@@ -357,11 +378,9 @@ class View:
 
     def alias(self, name: str) -> Alias:
         """Where an alias points; version 0 (the base model) before its first move."""
-        moves = tuple(
-            AliasMoved.model_validate_json(row[0])
-            for row in self._rows("SELECT moved FROM moves WHERE alias = ? ORDER BY epoch", name)
-        )
-        return Alias(moves[-1].version if moves else 0, len(moves), moves)
+        rows = self._rows("SELECT moved, at FROM moves WHERE alias = ? ORDER BY epoch", name)
+        moves = tuple(AliasMoved.model_validate_json(moved) for moved, _ in rows)
+        return Alias(moves[-1].version if moves else 0, len(moves), moves, tuple(at for _, at in rows))
 
     def lineage(self) -> Lineage:
         """What descends from what, seen from the live policy."""
@@ -394,11 +413,15 @@ class View:
 
     # --- the learner ---------------------------------------------------------------------------------
 
+    def switched(self) -> tuple[LearningSwitched, float] | None:
+        """The last switch of learning and its time in Unix seconds."""
+        row = self._row("SELECT payload, at FROM latest WHERE what = ?", LearningSwitched.type)
+        return (LearningSwitched.model_validate_json(row[0]), row[1]) if row is not None else None
+
     def paused(self) -> LearningSwitched | None:
         """The switch that paused learning, or None when it may run."""
-        row = self._row("SELECT payload FROM latest WHERE what = ?", LearningSwitched.type)
-        switched = LearningSwitched.model_validate_json(row[0]) if row is not None else None
-        return switched if switched is not None and switched.paused else None
+        last = self.switched()
+        return last[0] if last is not None and last[0].paused else None
 
     def report(self) -> tuple[LearnerReported, float] | None:
         """The learner's latest report and its time in Unix seconds."""
@@ -436,11 +459,11 @@ class View:
             self._db.execute("COMMIT")
 
 
-def by_status(counted: Mapping[tuple[Status, bool], int]) -> Counter[Status]:
+def by_status(counted: Mapping[FeedbackGroup, int]) -> Counter[Status]:
     """The counts of `View.count_feedback` by status alone."""
     statuses: Counter[Status] = Counter()
-    for (status, _), count in counted.items():
-        statuses[status] += count
+    for group, count in counted.items():
+        statuses[group.status] += count
     return statuses
 
 
@@ -464,29 +487,3 @@ def _exchange(row: Any) -> Exchange:
         ExchangeOpened.model_validate_json(opened),
         ExchangeClosed.model_validate_json(closed) if closed is not None else None,
     )
-
-
-def _open(path: Path | str) -> sqlite3.Connection:
-    """Open, or start afresh: an older, newer or damaged view is thrown away, since the log has it all."""
-    try:
-        db = _connect(path)
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-    except sqlite3.DatabaseError:
-        version = -1
-    if version not in (0, projection.SCHEMA_VERSION):
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
-        db, version = _connect(path), 0
-    if version == 0:
-        db.executescript(
-            f"BEGIN; {projection.SCHEMA} PRAGMA user_version={projection.SCHEMA_VERSION}; COMMIT;"
-        )
-    return db
-
-
-def _connect(path: Path | str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-    db.execute("PRAGMA journal_mode=WAL")
-    db.execute("PRAGMA synchronous=NORMAL")
-    db.execute("PRAGMA secure_delete=ON")
-    return db

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from buffer.models import model_directory
 from buffer.store import AdapterStore
 from buffer.teacher import Templates
 from buffer.view import View
+from server import traffic
 from server.api.app import create_app
 from server.commands.client import RUN_FILE
 from server.config import EngineConfig, ServerConfig
@@ -127,6 +129,7 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
     server = http_server(gateway)
     working = asyncio.create_task(follow(gateway))
     working.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    sampling = asyncio.create_task(sample(gateway))
     run_file = state / RUN_FILE
     try:
         await engine.start()
@@ -142,6 +145,7 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
             await asyncio.wait(left, timeout=RETRY_S)
     finally:
         run_file.unlink(missing_ok=True)
+        sampling.cancel()
         working.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await working
@@ -184,6 +188,14 @@ async def follow(gateway: Gateway) -> None:
                 await asyncio.sleep(RETRY_S)
         gateway.news.ring()
         following = following or tasks.create_task(follower.run())
+
+
+async def sample(gateway: Gateway) -> None:
+    """Remember what the gateway does, for the operators' page."""
+    while True:
+        ready = gateway.engine.state == "ready"
+        gateway.traffic.add(traffic.read(gateway.metrics, time.time(), engine_ready=ready))
+        await asyncio.sleep(traffic.EVERY_S)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -19,9 +19,12 @@ REFUSED = "Failed to load resource"
 """How Chromium begins its note of a reply above 399, or of none: the page's own business."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """One headless Chromium for the session; without one its tests are skipped, and the summary says so."""
+    """One headless Chromium for a module; without one its tests are skipped, and the summary says so.
+
+    Not for the session: while Playwright is open its event loop runs in this thread, so `asyncio.run` cannot.
+    """
     found = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if found is None:
         pytest.skip(WITHOUT)

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from buffer.log import BufferError
-from server.api import completions, erasure, feedback, learning, pages, stored
+from server.api import completions, erasure, feedback, learning, overview, pages, stored
 from server.api.problems import Problem, problem, shape
 from server.errors import EngineRefused, EngineUnavailable, RequestRefused, ServerError
 from server.gateway import Gateway
@@ -31,6 +31,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.include_router(erasure.router(gateway))
     app.include_router(learning.learning_router(gateway))
     app.include_router(learning.policies_router(gateway))
+    app.include_router(overview.router(gateway))
     _add_models(app, gateway)
     _add_operations(app, gateway)
     app.include_router(pages.router())

@@ -118,7 +118,7 @@ def describe_learning(gateway: Gateway, now: float) -> dict[str, Any]:
     view = gateway.buffer.view
     counted = view.count_feedback()
     statuses = by_status(counted)
-    rehearsed = counted["accepted", False]
+    rehearsed = sum(n for group, n in counted.items() if group.status == "accepted" and not group.teaches)
     rounds = view.rounds()
     ended = next((r for r in reversed(rounds) if r.ended is not None), None)
     heard, paused = view.report(), view.paused()
@@ -159,6 +159,7 @@ def describe_round(one: Round) -> dict[str, Any]:
         "verdict": ended.verdict if ended is not None else None,
         "reasons": ended.reasons if ended is not None else [],
         "evaluation": ended.evaluation if ended is not None else {},
+        "gate": planned.config.get("gate", {}),
         "policy": one.release.version if one.release is not None else None,
     }
 
@@ -196,5 +197,9 @@ def _policy(gateway: Gateway, version: int, alias: Alias, *, resident: bool) -> 
         "live": version == alias.version,
         "resident": resident,
         "waits_for": gateway.fetcher.waits_for(version) if gateway.fetcher is not None else None,
-        "moves": [m.model_dump(exclude={"alias"}) for m in alias.moves if m.version == version],
+        "moves": [
+            move.model_dump(exclude={"alias"}) | {"at": int(at)}
+            for move, at in zip(alias.moves, alias.times, strict=True)
+            if move.version == version
+        ],
     }
