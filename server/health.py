@@ -162,7 +162,7 @@ def _log(facts: Facts) -> Iterator[Todo]:
     if space.limit and space.used > NEARLY_FULL * space.limit:
         yield Todo(
             "warn", "journal_nearly_full", f"the journal is {space.used / space.limit:.0%} full",
-            "raise max_bytes in [buffer], or `apprentice export` and start anew",
+            "raise max_bytes in [buffer]",
         )  # fmt: skip
     oldest = backlog.oldest.timestamp() if backlog.oldest is not None else facts.now
     if facts.now - oldest > BACKLOG_S:

@@ -71,13 +71,11 @@ class Traffic:
         return start
 
     def describe(self, now: Sample) -> dict[str, Any]:
-        """The present, the hour in sums, and its course: in each list one value a sample, None where none was."""
+        """The present, the hour in sums, and its course: one value a sample in each list, None for none."""
         samples = [*self._samples, now]
         spans = [(samples[max(0, i - WINDOW)], samples[i]) for i in range(1, len(samples))]
         return {
-            "now": {"in_flight": now.in_flight, **_span(*spans[-1])}
-            if spans
-            else {"in_flight": now.in_flight},
+            "now": {"in_flight": now.in_flight, **(_span(*spans[-1]) if spans else {})},
             "hour": _sums(samples[0], now),
             "history": {
                 "at": [int(end.at) for _, end in spans],
