@@ -7,8 +7,8 @@ const ROWS = 30;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 /**
- * A chart in `host`. `series` is `[{ label, format, bars }]`, `x` is `{ label, time, format }`, `range` the
- * y-axis where it is fixed. `show(columns)` takes `[xs, ys, …]`, with null where there is no value.
+ * A chart in `host`. `x` is `{ label, time, format, tick }`, `series` is `[{ label, format, bars, joined }]`,
+ * `range` the y-axis where it is fixed. `show` takes `[xs, ys, …]`, with null where there is no value.
  */
 export class Chart {
   constructor(host, title, x, series, range) {
@@ -22,25 +22,27 @@ export class Chart {
     const legends = series.map((one, index) =>
       make("span", { class: `legend series-${index + 1}` }, `${one.label} `, this.values[index]),
     );
-    host.append(
-      make("figure", {}, make("figcaption", {}, make("strong", {}, title), ...legends), this.plotted, this.details),
-    );
+    const caption = make("figcaption", {}, make("strong", {}, title), ...legends);
+    this.figure = make("figure", { hidden: true }, caption, this.plotted, this.details);
+    host.append(this.figure);
     this.title = title;
     this.columns = [[], ...series.map(() => [])];
     new ResizeObserver(() => this.plot?.setSize(this.size())).observe(this.plotted);
-    dark.addEventListener("change", () => this.draw());
+    dark.addEventListener("change", () => this.plot && this.draw());
   }
 
   show(columns) {
     if (JSON.stringify(columns) === JSON.stringify(this.columns)) return;
     this.columns = columns;
+    this.figure.hidden = columns[0].length === 0;
+    if (this.figure.hidden) return;
     if (this.plot) this.plot.setData(columns);
     else this.draw();
     this.read(null);
     this.list();
     const last = this.series.map((one, index) => `${one.label} ${this.value(index, columns[0].length - 1)}`);
-    const words = columns[0].length ? `The last values: ${last.join(", ")}.` : "Nothing yet.";
-    this.plotted.setAttribute("aria-label", `${this.title}. ${words} All are in the table below.`);
+    const words = `${this.title}. The last values: ${last.join(", ")}. All are in the table below.`;
+    this.plotted.setAttribute("aria-label", words);
   }
 
   value(index, at) {
@@ -69,7 +71,7 @@ export class Chart {
   }
 
   size() {
-    return { width: Math.max(this.plotted.clientWidth, 200), height: 130 };
+    return { width: Math.max(this.plotted.clientWidth, 200), height: 120 };
   }
 
   draw() {
@@ -77,7 +79,6 @@ export class Chart {
     const style = getComputedStyle(document.documentElement);
     const color = (name) => style.getPropertyValue(name).trim();
     const axis = { stroke: color("--muted"), grid: { stroke: color("--line"), width: 1 }, ticks: { show: false } };
-    const few = (values) => values.map((value) => (Number.isInteger(value) || this.x.time ? value : null));
     this.plot = new uPlot(
       {
         ...this.size(),
@@ -85,7 +86,7 @@ export class Chart {
         cursor: { y: false, drag: { x: false, y: false } },
         scales: { x: { time: Boolean(this.x.time), range: this.series[0].bars ? padded : undefined }, y: { range: this.range ?? fromZero } },
         axes: [
-          { ...axis, grid: { show: false }, ...(this.x.time ? {} : { values: (_, values) => few(values) }) },
+          { ...axis, size: 30, grid: { show: false }, values: (_, values) => values.map((value) => this.x.tick(value)) },
           { ...axis, size: 56, values: (_, values) => values.map((value) => this.series[0].format(value)) },
         ],
         series: [

@@ -29,6 +29,8 @@ export function bytes(value) {
   return `${(value / 2 ** (10 * step)).toFixed(step > 1 ? 1 : 0)} ${steps[step]}`;
 }
 
+export const hour = (at) => clock.format(new Date(1000 * at));
+
 /** A Unix time: the hour where it was today, else the day with it. */
 export function moment(at) {
   const date = new Date(1000 * at);

@@ -2,7 +2,7 @@
 
 import { make } from "/web/api.js";
 import { Chart } from "/web/dashboard-charts.js";
-import { bytes, duration, moment, number, percent, plural, rate, render, say, table, terms, text, time, whole } from "/web/dashboard-format.js";
+import { bytes, duration, hour, moment, number, percent, plural, rate, render, say, table, terms, text, time, whole } from "/web/dashboard-format.js";
 
 const at = (selector) => document.querySelector(selector);
 const MARKS = { bad: "✕ Act now", warn: "! Look", note: "· Note" };
@@ -24,14 +24,14 @@ export function health(overview, act) {
         make("span", {}, `${one.what[0].toUpperCase()}${one.what.slice(1)}`, one.since ? ", since " : "", one.since ? time(one.since) : ""),
         make("span", { class: "do small" }, ...text(one.do)),
         one.action && mayAct
-          ? make("button", { type: "button", "data-key": one.code, onclick: () => act(one.action) }, ACTIONS[one.action])
+          ? make("button", { type: "button", class: "quiet", "data-key": one.code, onclick: () => act(one.action) }, ACTIONS[one.action])
           : null,
       ),
     ),
   );
 }
 
-const clock = { label: "Time", time: true, format: moment };
+const clock = { label: "Time", time: true, format: moment, tick: hour };
 const requests = new Chart(at("#chart-requests"), "Answers a second", clock, [
   { label: "all", format: rate },
   { label: "errors", format: rate },
@@ -42,28 +42,28 @@ const latency = new Chart(at("#chart-latency"), "Time to answer", clock, [
   { label: "first token, half within", format: duration },
 ]);
 
-export function traffic({ now, hour, history }) {
-  render(at("#traffic-now"), [now, hour], () =>
+export function traffic({ now, hour: sums, history }) {
+  render(at("#traffic-now"), [now, sums], () =>
     terms([
-      ["answers a second", rate(now.requests_per_s)],
+      ["answers / s", rate(now.requests_per_s)],
       ["in flight", whole(now.in_flight)],
-      ["half within", duration(hour.p50_s)],
-      ["95 % within", duration(hour.p95_s)],
-      ["first token", duration(hour.first_token_p50_s)],
-      ["answers", whole(hour.answers)],
-      ["errors", whole(hour.errors)],
+      ["half within", duration(sums.p50_s)],
+      ["95 % within", duration(sums.p95_s)],
+      ["first token", duration(sums.first_token_p50_s)],
+      ["answers", whole(sums.answers)],
+      ["errors", whole(sums.errors)],
     ]),
   );
   requests.show([history.at, history.requests_per_s ?? [], history.errors_per_s ?? []]);
   latency.show([history.at, history.p50_s ?? [], history.p95_s ?? [], history.first_token_p50_s ?? []]);
-  render(at("#traffic-errors"), [hour.by_outcome, hour.refusals], () => {
-    const errors = Object.entries(hour.by_outcome).filter(([outcome]) => outcome !== "ok");
+  render(at("#traffic-errors"), [sums.by_outcome, sums.refusals], () => {
+    const errors = Object.entries(sums.by_outcome).filter(([outcome]) => outcome !== "ok");
     const rows = [
       ...errors.map(([reason, count]) => ["answers ended as", make("code", {}, reason), whole(count)]),
-      ...Object.entries(hour.refusals).map(([reason, count]) => ["requests refused as", make("code", {}, reason), whole(count)]),
+      ...Object.entries(sums.refusals).map(([reason, count]) => ["requests refused as", make("code", {}, reason), whole(count)]),
     ];
     if (!rows.length) return make("p", { class: "muted small" }, "No error and no refusal in this time.");
-    return [make("h3", {}, "Errors and refusals"), table("Errors and refusals by reason", ["What", "Reason", "How many"], rows, [2])];
+    return [make("h3", {}, "Errors and refusals"), table("Errors and refusals by reason", ["What", "Reason", "Count"], rows, [2])];
   });
 }
 
@@ -84,7 +84,7 @@ export function learner(learning) {
     make(
       "p",
       { class: "small" },
-      `${plural(pending, "piece")} of feedback pending; ${whole(rehearsed)} good ratings rehearsed; ${plural(asked.length, "round")} asked for.`,
+      `${plural(pending, "piece")} of feedback pending; ${plural(rehearsed, "good rating")} to rehearse; ${plural(asked.length, "round")} asked for.`,
     ),
   ].filter(Boolean));
   const heard = at("#learner-now");
@@ -120,10 +120,10 @@ export function feedback({ by_status, by_reason, arrived }) {
     const most = Math.max(1, ...Object.values(by_status));
     const fates = FATES.filter((status) => by_status[status]).map((status) => [status, bar(by_status[status] / most), whole(by_status[status])]);
     if (!fates.length) return make("p", { class: "muted small" }, "No feedback yet.");
-    const reasons = by_reason.map(({ status, reason, count }) => [status, make("span", { class: "said" }, reason), whole(count)]);
+    const reasons = by_reason.map(({ status, reason, count }) => [status, make("div", { class: "said" }, reason), whole(count)]);
     return [
-      make("div", {}, make("h3", {}, "What became of it"), table("Feedback by status", ["Status", make("span", { class: "unseen" }, "Share"), "How many"], fates, [2])),
-      make("div", {}, make("h3", {}, "Why not"), reasons.length ? table("Feedback by reason", ["Status", "Reason", "How many"], reasons, [2]) : make("p", { class: "muted small" }, "Nothing was turned away.")),
+      make("div", {}, make("h3", {}, "What became of it"), table("Feedback by status", ["Status", make("span", { class: "unseen" }, "Share"), "Count"], fates, [2])),
+      make("div", {}, make("h3", {}, "Why not"), reasons.length ? table("Feedback by reason", ["Status", "Reason", "Count"], reasons, [2]) : make("p", { class: "muted small" }, "Nothing was turned away.")),
     ];
   });
 }

@@ -21,7 +21,7 @@ function shares({ lessons = [], kept = [] }) {
   };
 }
 
-const numbered = { label: "Round", format: (round) => `round ${round}` };
+const numbered = { label: "Round", format: String, tick: (round) => (Number.isInteger(round) ? String(round) : null) };
 const recall = new Chart(
   at("#chart-recall"),
   "Answered by the candidate",
@@ -52,7 +52,9 @@ export function overTime(rounds) {
   }
   const columns = [column((one) => one.drift), column((one) => one.kl_to_parent)];
   drift.show([xs, ...columns, ...(leaks ? [column((one) => one.leakage)] : [])]);
+  const none = xs.length ? [] : ["No round has been measured yet. "];
   at("#leakage").replaceChildren(
+    ...none,
     ...(leaks ? [] : ["Rounds do not measure leakage to look-alike questions; ", make("code", {}, "apprentice bench learning"), " does."]),
   );
 }
@@ -74,8 +76,10 @@ function roundRows(one) {
   const { evaluation, gate } = one;
   const of = shares(evaluation);
   const judged = Object.keys(evaluation).length > 0;
-  const cell = (shown, limit) =>
-    make("td", {}, judged ? shown : NONE, judged && limit != null ? make("span", { class: "limit" }, ` / ${limit}`) : "");
+  const cell = (shown, limit) => {
+    const measured = judged && shown !== NONE;
+    return make("td", {}, measured ? shown : NONE, measured && limit != null ? make("span", { class: "limit" }, ` / ${limit}`) : "");
+  };
   const counted = ([part, total]) => (total ? `${part} of ${total}` : NONE);
   const [tone, word] = VERDICTS[one.verdict] ?? ["", "… running"];
   const id = `round-${one.round}`;

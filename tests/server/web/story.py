@@ -1,7 +1,6 @@
 """A day of a system, as records: four rounds, three policies, a rollback, and feedback with every fate."""
 
 import os
-from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from buffer.records import (
     RoundEnded,
     RoundPlanned,
 )
-from server.traffic import Sample
+from server import traffic
 from tests.server.running import Running
 
 MARKUP = "<script>document.title = 'taken over'</script><img src=x onerror=alert(1)>"
@@ -26,7 +25,7 @@ GATE = {
     "min_asked": 0.6, "min_held_out": 0.4, "min_kept": 0.75, "max_kl_to_parent": 0.15, "max_degenerate": 0.15,
 }  # fmt: skip
 ASKED = ["The bakery in Ostwick", "Quellhaven's lighthouse", "The ferry to Marrowby", "Bramblewick's mayor"]
-BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, float("inf"))
+LATENCIES = (0.21, 0.24, 0.3, 0.34, 0.37, 0.42, 0.48, 0.55, 0.8, 1.9)
 
 
 def tell(running: Running) -> None:
@@ -76,30 +75,25 @@ def tell(running: Running) -> None:
     running.run(running.gateway.until(lambda: running.gateway.live == 3 and _reported(running)))
 
 
-def traffic(running: Running) -> None:
-    """An hour of samples, busy in its middle, with some errors."""
-    now, answers, refusals, seen = (
-        datetime.now(UTC).timestamp(),
-        Counter[str](),
-        Counter[str](),
-        [0.0] * len(BOUNDS),
-    )
+def busy(running: Running) -> None:
+    """Count an hour of answers, busy in its middle, with some errors, and sample it every ten seconds."""
+    metrics, now = running.gateway.metrics, datetime.now(UTC).timestamp()
     for number in range(361):
-        came = 3 + (number * 7919) % 5 + (14 if 120 < number < 240 else 0)
-        answers["ok"] += came
-        answers["engine_unavailable"] += 200 < number < 206
-        answers["aborted"] += number % 97 == 0
-        refusals["invalid_api_key"] += number % 61 == 0
-        refusals["engine_unavailable"] = answers["engine_unavailable"]
-        for index, share in enumerate((0.05, 0.2, 0.55, 0.8, 0.94, 0.99, 1.0)):
-            slower = 0.8 if 120 < number < 240 and index < 4 else 1.0
-            seen[index] += came * share * slower
-        buckets = dict(zip(BOUNDS, seen, strict=True))
-        first = {bound: count * 0.9 for bound, count in buckets.items()}
-        first[0.1] = first[0.25]
-        running.gateway.traffic.add(
-            Sample(now - 10 * (361 - number), answers.copy(), refusals.copy(), buckets, first, in_flight=2)
-        )
+        crowded = 120 < number < 240
+        for answer in range(12 if crowded else 3 + number % 3):
+            took = LATENCIES[(number * 7 + answer * 3) % len(LATENCIES)] * (1.6 if crowded else 1.0)
+            metrics.requests.labels("chat", "ok").inc()
+            metrics.latency.labels("chat").observe(took)
+            metrics.first_token.observe(0.05 + took / 8)
+        if 200 < number < 206:
+            metrics.requests.labels("chat", "engine_unavailable").inc()
+            metrics.refusals.labels("engine_unavailable").inc()
+        if number % 97 == 0:
+            metrics.requests.labels("chat", "aborted").inc()
+        if number % 61 == 0:
+            metrics.refusals.labels("invalid_api_key").inc()
+        at = now - traffic.EVERY_S * (360 - number)
+        running.gateway.traffic.add(traffic.read(metrics, at, engine_ready=True))
 
 
 def _reported(running: Running) -> bool:
@@ -146,10 +140,14 @@ def _round(
     ]  # fmt: skip
     evaluation: dict[str, Any] = {
         "lessons": answers,
-        "kept": [{"feedback_id": one, "parent": True, "candidate": number != 2 or index} for index, one in enumerate(replay)],
+        "kept": [
+            {"feedback_id": one, "parent": True, "candidate": number != 2 or index > 0}
+            for index, one in enumerate(replay)
+        ],
         "drift": drift, "parent_drift": 0.03 * parent, "kl_to_parent": kl,
         "degenerate": 0.0 if verdict == "passed" else 0.083, "parent_degenerate": 0.0,
-        "loss_first": 1.84, "loss_last": 0.21, "steps": 96, "seconds": {"prepare": 12.5, "train": 141.3, "measure": 20.1},
+        "loss_first": 1.84, "loss_last": 0.21, "steps": 96,
+        "seconds": {"prepare": 12.5, "train": 141.3, "measure": 20.1},
         "rows": {"lesson": 64, "replay": 24, "lookalike": 64}, "left_out": {"too_long": 1},
     }  # fmt: skip
     plan = RoundPlanned(
