@@ -84,7 +84,7 @@ def test_what_is_usual_asks_for_nobody(fine: dict[str, Any]) -> None:
 
 
 def test_the_worst_comes_first() -> None:
-    found = what_to_do(replace(WELL, held=1, lag=5000, unreadable=None, writable=False))
+    found = what_to_do(replace(WELL, held=1, lag=5000, learner=Learner("failed")))
     assert [one.level for one in found] == ["bad", "warn", "note"]
 
 

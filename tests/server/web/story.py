@@ -1,6 +1,7 @@
 """A day of a system, as records: four rounds, three policies, a rollback, and feedback with every fate."""
 
 import os
+import random
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ GATE = {
     "min_asked": 0.6, "min_held_out": 0.4, "min_kept": 0.75, "max_kl_to_parent": 0.15, "max_degenerate": 0.15,
 }  # fmt: skip
 ASKED = ["The bakery in Ostwick", "Quellhaven's lighthouse", "The ferry to Marrowby", "Bramblewick's mayor"]
-LATENCIES = (0.21, 0.24, 0.3, 0.34, 0.37, 0.42, 0.48, 0.55, 0.8, 1.9)
+LATENCIES = (0.21, 0.24, 0.3, 0.34, 0.37, 0.42, 0.48, 0.55, 0.62, 0.8, 1.1)
 
 
 def tell(running: Running) -> None:
@@ -77,11 +78,11 @@ def tell(running: Running) -> None:
 
 def busy(running: Running) -> None:
     """Count an hour of answers, busy in its middle, with some errors, and sample it every ten seconds."""
-    metrics, now = running.gateway.metrics, datetime.now(UTC).timestamp()
+    metrics, now, chance = running.gateway.metrics, datetime.now(UTC).timestamp(), random.Random(7)
     for number in range(361):
         crowded = 120 < number < 240
-        for answer in range(12 if crowded else 3 + number % 3):
-            took = LATENCIES[(number * 7 + answer * 3) % len(LATENCIES)] * (1.6 if crowded else 1.0)
+        for _ in range(12 if crowded else 3 + number % 3):
+            took = chance.choice(LATENCIES) * (1.6 if crowded else 1.0)
             metrics.requests.labels("chat", "ok").inc()
             metrics.latency.labels("chat").observe(took)
             metrics.first_token.observe(0.05 + took / 8)
