@@ -467,6 +467,11 @@ def by_status(counted: Mapping[FeedbackGroup, int]) -> Counter[Status]:
     return statuses
 
 
+def rehearsed(counted: Mapping[FeedbackGroup, int]) -> int:
+    """How many of the counts of `View.count_feedback` are good ratings, as `Feedback.rehearsed` says."""
+    return sum(n for group, n in counted.items() if group.status == "accepted" and not group.teaches)
+
+
 def _fact(facts: Sequence[Any], rounds: Mapping[int, RoundFact], reason: str = "") -> FeedbackFact:
     """From the columns of `_FACTS`."""
     erased, withdrawn, decision, taught, superseded_by = facts

@@ -153,7 +153,7 @@ def _by_label(found: Iterable[Metric], label: str) -> Counter[str]:
     counted: Counter[str] = Counter()
     for sample in (one for metric in found for one in metric.samples if one.name.endswith("_total")):
         counted[sample.labels[label]] += int(sample.value)
-    return counted
+    return +counted  # a counter that was made before its first event is at 0
 
 
 def _buckets(found: Iterable[Metric]) -> Buckets:

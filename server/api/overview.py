@@ -5,18 +5,20 @@ import contextlib
 import time
 from collections import Counter
 from dataclasses import asdict
-from typing import Any
+from typing import cast
 
 from fastapi import APIRouter, Request
 
+from buffer.fate import Status
 from buffer.log import Backlog, BufferError, Space
 from buffer.view import by_status
 from server import traffic
 from server.api.learning import describe_learning
+from server.api.schemas import Overview, ToDo, Traffic
 from server.gateway import Gateway
 from server.health import Facts, Learner, sentence, what_to_do
 from server.identity import Principal
-from server.metrics import lag
+from server.log_metrics import lag
 
 LOG_ANSWERS_S = 1.0
 """A page waits no longer for a broker that is away."""
@@ -29,7 +31,7 @@ def router(gateway: Gateway) -> APIRouter:
     reader = _LogReader(gateway)
 
     @routes.get("/v1/overview", summary="Whether it serves and learns, what to do, and what happened of late")
-    async def overview(request: Request) -> dict[str, Any]:
+    async def overview(request: Request) -> Overview:
         principal = gateway.principal(request)
         behind = await reader.lag()
         return await asyncio.to_thread(describe, gateway, principal, behind, time.time())
@@ -37,7 +39,7 @@ def router(gateway: Gateway) -> APIRouter:
     return routes
 
 
-def describe(gateway: Gateway, principal: Principal, behind: int | str, now: float) -> dict[str, Any]:
+def describe(gateway: Gateway, principal: Principal, behind: int | str, now: float) -> Overview:
     """The reply. `behind`: how many records the view lags, or why the log cannot be read. Reads the view."""
     view = gateway.buffer.view
     sample = traffic.read(gateway.metrics, now, engine_ready=gateway.engine.state == "ready")
@@ -46,7 +48,7 @@ def describe(gateway: Gateway, principal: Principal, behind: int | str, now: flo
     todo = what_to_do(facts)
     since = (int(now) // HOUR_S - HOURS + 1) * HOUR_S
     arrived = view.feedback_arrived(since, HOUR_S)
-    reasons: Counter[tuple[str, str]] = Counter()
+    reasons: Counter[tuple[Status, str]] = Counter()
     for group, count in counted.items():
         reasons[group.status, group.reason] += count
     return {
@@ -55,8 +57,8 @@ def describe(gateway: Gateway, principal: Principal, behind: int | str, now: flo
         "alias": gateway.alias,
         "caller": {"name": principal.name, "admin": principal.admin},
         "health": {"level": todo[0].level if todo else "good", "says": sentence(facts)},
-        "todo": [asdict(one) for one in todo],
-        "traffic": gateway.traffic.describe(sample),
+        "todo": [cast(ToDo, asdict(one)) for one in todo],
+        "traffic": cast(Traffic, gateway.traffic.describe(sample)),
         "feedback": {
             "by_status": dict(by_status(counted)),
             "by_reason": [
@@ -72,12 +74,14 @@ def describe(gateway: Gateway, principal: Principal, behind: int | str, now: flo
             "unreadable": facts.unreadable,
             "writable": facts.writable,
             "lag": facts.lag,
-            **asdict(facts.space),
+            "used": facts.space.used,
+            "limit": facts.space.limit,
+            "free": facts.space.free,
             "pending": facts.backlog.pending,
             "pending_since": facts.backlog.oldest.timestamp() if facts.backlog.oldest else None,
             "set_aside": facts.backlog.set_aside,
             "unreadable_messages": facts.backlog.unreadable,
-            "passed_over": facts.passed_over,
+            "passed_over": dict(facts.passed_over),
         },
     }
 
@@ -128,7 +132,7 @@ class _LogReader:
     """Asks the log for its end, once at a time for all pages: a broker that is away holds one thread."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self._buffer = gateway.buffer
+        self._gateway = gateway
         self._asking: asyncio.Task[int | str] | None = None
 
     async def lag(self) -> int | str:
@@ -140,6 +144,7 @@ class _LogReader:
 
     def _ask(self) -> int | str:
         try:
-            return lag(self._buffer.view.positions(), self._buffer.log.ends())
+            buffer = self._gateway.buffer
+            return lag(buffer.view.positions(), buffer.log.ends())
         except BufferError as error:
             return f"the log cannot be read: {error}"

@@ -21,8 +21,8 @@ def day(running: Running) -> Running:
     return running
 
 
-def opened(visit: Visits, running: Running, key: str = "root-key", **how: int) -> Page:
-    page = visit(f"{running.url}/dashboard", key, **how)
+def opened(visit: Visits, running: Running, key: str = "root-key") -> Page:
+    page = visit(f"{running.url}/dashboard", key)
     expect(page.locator("#updated")).to_contain_text("As of")
     return page
 
