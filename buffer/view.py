@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from buffer import exchanges, projection
 from buffer.exchanges import EVERYTHING, Exchange, Wanted
@@ -48,6 +48,14 @@ class Feedback:
     def rehearsed(self) -> bool:
         """Whether it is a good rating: material for replay in every round, and a reason for none."""
         return self.given is not None and self.given.kind == "rating" and self.fate.status == "accepted"
+
+
+class FeedbackGroup(NamedTuple):
+    """What pieces of feedback have in common; `teaches` is False for a rating, which carries no lesson."""
+
+    status: Status
+    reason: str
+    teaches: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,25 +307,29 @@ class View:
             "WHERE d.decision IS NULL AND NOT f.withdrawn AND NOT f.erased ORDER BY f.received, f.feedback_id"
         )
 
-    def count_feedback(self) -> Counter[tuple[Status, bool]]:
-        """How much feedback has which status; and whether it carries a lesson, which a rating does not."""
-        counted: Counter[tuple[Status, bool]] = Counter()
+    def count_feedback(self) -> Counter[FeedbackGroup]:
+        """How much feedback has which status, for which reason, and whether it carries a lesson."""
+        counted: Counter[FeedbackGroup] = Counter()
         with self._lock:
             rounds, lineage = self._judgement()
             # equal facts, equal fate: what supersedes it does not matter, only whether anything does
-            columns = f"{_FACTS} AS later, f.teaches > 0, count(*)"
-            groups = self._rows(f"SELECT {columns} {_FROM} GROUP BY 1, 2, 3, 4, later IS NULL, 6")
-            for *facts, teaches, count in groups:
-                counted[fate(_fact(facts, rounds), lineage).status, bool(teaches)] += count
+            columns = f"{_FACTS} AS later, f.teaches > 0, d.reason, count(*)"
+            groups = self._rows(f"SELECT {columns} {_FROM} GROUP BY 1, 2, 3, 4, later IS NULL, 6, 7")
+            for *facts, teaches, reason, count in groups:
+                found = fate(_fact(facts, rounds, reason or ""), lineage)
+                counted[FeedbackGroup(found.status, found.reason, bool(teaches))] += count
         return counted
 
-    def left_out(self) -> dict[tuple[str, str], int]:
-        """How much feedback was judged unfit, by decision and reason, apart from what was taken back."""
-        rows = self._rows(
-            f"SELECT d.decision, d.reason, count(*) {_FROM} WHERE d.decision != 'accepted'"
-            " AND NOT f.withdrawn AND NOT f.erased GROUP BY 1, 2"
+    def feedback_arrived(self, since: float, every_s: float) -> dict[float, int]:
+        """How much feedback came in each span of `every_s` seconds from `since` on, by the span's start."""
+        return dict(
+            self._rows(
+                "SELECT ?1 + ?2 * CAST((received - ?1) / ?2 AS INT) AS start, count(*) FROM feedback"
+                " WHERE received >= ?1 GROUP BY start ORDER BY start",
+                since,
+                every_s,
+            )
         )
-        return {(decision, reason): count for decision, reason, count in rows}
 
     def _feedback(self, where: str, *arguments: object) -> list[Feedback]:
         with self._lock:
@@ -424,11 +436,15 @@ class View:
 
     # --- the learner ---------------------------------------------------------------------------------
 
+    def switched(self) -> tuple[LearningSwitched, float] | None:
+        """The last switch of learning and its time in Unix seconds."""
+        row = self._row("SELECT payload, at FROM latest WHERE what = ?", LearningSwitched.type)
+        return (LearningSwitched.model_validate_json(row[0]), row[1]) if row is not None else None
+
     def paused(self) -> LearningSwitched | None:
         """The switch that paused learning, or None when it may run."""
-        row = self._row("SELECT payload FROM latest WHERE what = ?", LearningSwitched.type)
-        switched = LearningSwitched.model_validate_json(row[0]) if row is not None else None
-        return switched if switched is not None and switched.paused else None
+        last = self.switched()
+        return last[0] if last is not None and last[0].paused else None
 
     def report(self) -> tuple[LearnerReported, float] | None:
         """The learner's latest report and its time in Unix seconds."""
@@ -466,12 +482,17 @@ class View:
             self._db.execute("COMMIT")
 
 
-def by_status(counted: Mapping[tuple[Status, bool], int]) -> Counter[Status]:
+def by_status(counted: Mapping[FeedbackGroup, int]) -> Counter[Status]:
     """The counts of `View.count_feedback` by status alone."""
     statuses: Counter[Status] = Counter()
-    for (status, _), count in counted.items():
-        statuses[status] += count
+    for group, count in counted.items():
+        statuses[group.status] += count
     return statuses
+
+
+def rehearsed(counted: Mapping[FeedbackGroup, int]) -> int:
+    """How many of the counts of `View.count_feedback` are good ratings, as `Feedback.rehearsed` says."""
+    return sum(n for group, n in counted.items() if group.status == "accepted" and not group.teaches)
 
 
 def _fact(facts: Sequence[Any], rounds: Mapping[int, RoundFact], reason: str = "") -> FeedbackFact:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from buffer.models import model_directory
 from buffer.store import AdapterStore
 from buffer.teacher import Templates
 from buffer.view import View
+from server import traffic
 from server.api.app import create_app
 from server.commands.client import RUN_FILE
 from server.config import EngineConfig, ServerConfig
@@ -128,7 +130,7 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
     server = http_server(gateway)
     working = asyncio.create_task(follow(gateway))
     working.add_done_callback(lambda _: setattr(server, "should_exit", True))
-    tasks = [working]
+    tasks = [working, asyncio.create_task(sample(gateway))]
     if config.webhook.url is not None:
         webhook = Webhook(gateway, config.webhook, state / "server" / "webhook.json")
         tasks.append(asyncio.create_task(webhook.run()))
@@ -190,6 +192,14 @@ async def follow(gateway: Gateway) -> None:
                 await asyncio.sleep(RETRY_S)
         gateway.news.ring()
         following = following or tasks.create_task(follower.run())
+
+
+async def sample(gateway: Gateway) -> None:
+    """Remember what the gateway does, for the operators' page."""
+    while True:
+        ready = gateway.engine.state == "ready"
+        gateway.traffic.add(traffic.read(gateway.metrics, time.time(), engine_ready=ready))
+        await asyncio.sleep(traffic.EVERY_S)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -25,6 +25,7 @@ from server.identity import LOCAL, Keys, Principal, Receipts, is_from_here
 from server.metrics import Metrics
 from server.news import News
 from server.policies import Policies
+from server.traffic import Traffic
 
 CONFIRM_S = 15.0
 """How long an own control record may take to come back from the log."""
@@ -54,6 +55,8 @@ class Gateway:
     """Why what the view knows may be old."""
     not_ready: str | None = "the live policy has not been loaded yet"
     """Why the live policy does not answer, apart from the engine."""
+    traffic: Traffic = field(default_factory=Traffic)
+    """What it did in the last hour."""
     keys: Keys = field(init=False)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from buffer.backend import JOURNAL
 from buffer.client import Buffer
 from buffer.log import BufferError
 from buffer.records import LearnerState, Positions
-from buffer.view import Alias, Round, View, by_status
+from buffer.view import Alias, Round, View, by_status, rehearsed
 
 VERDICTS = ("passed", "refused", "failed")
 
@@ -128,9 +128,13 @@ def _feedback(view: View) -> Iterator[Sample]:
     statuses = by_status(counted)
     for status, count in statuses.items():
         yield "feedback_status", (status,), count
-    yield "feedback_pending", (), statuses["received"] + statuses["accepted"] - counted["accepted", False]
-    for (decision, reason), count in view.left_out().items():
-        yield "feedback_left_out", (decision, reason), count
+    yield "feedback_pending", (), statuses["received"] + statuses["accepted"] - rehearsed(counted)
+    unfit: Counter[tuple[str, str]] = Counter()
+    for group, count in counted.items():
+        if group.status in ("skipped", "quarantined"):
+            unfit[group.status, group.reason] += count
+    for labels, count in unfit.items():
+        yield "feedback_left_out", labels, count
 
 
 def _rounds(rounds: Sequence[Round], now: float) -> Iterator[Sample]:

@@ -11,22 +11,27 @@ from typing import Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, expect, sync_playwright
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WITHOUT = "no Chromium: install one (Debian: apt-get install chromium), so that the pages are tested"
+PATIENCE_MS = 20_000
 REFUSED = "Failed to load resource"
 """How Chromium begins its note of a reply above 399, or of none: the page's own business."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """One headless Chromium for the session; without one its tests are skipped, and the summary says so."""
+    """One headless Chromium for a module; without one its tests are skipped, and the summary says so.
+
+    Not for the session: while Playwright is open its event loop runs in this thread, so `asyncio.run` cannot.
+    """
     found = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if found is None:
         pytest.skip(WITHOUT)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        expect.set_options(timeout=PATIENCE_MS)
         yield browser
         browser.close()
 
@@ -53,7 +58,7 @@ class Visits:
         if key is not None:
             context.add_init_script(f"sessionStorage.setItem('apprentice-key', {key!r})")
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE_MS)
         origin = "/".join(url.split("/")[:3])
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from buffer.log import BufferError
 from buffer.logs import request_id
-from server.api import completions, document, erasure, feedback, learning, pages, stored
+from server.api import completions, document, erasure, feedback, learning, overview, pages, stored
 from server.api.document import errors
 from server.api.problems import Problem, problem, shape
 from server.api.request_id import HEADER, RequestId
@@ -37,6 +37,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.include_router(erasure.router(gateway))
     app.include_router(learning.learning_router(gateway))
     app.include_router(learning.policies_router(gateway))
+    app.include_router(overview.router(gateway))
     _add_models(app, gateway)
     _add_operations(app, gateway)
     app.include_router(pages.router())

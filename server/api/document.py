@@ -31,7 +31,7 @@ TAGS = [
     },
     {"name": "models", "description": "The names that `model` may be."},
     {"name": "principals", "description": "Everything of one caller. Takes an admin's key."},
-    {"name": "operations", "description": "For those who run the server. No key is needed."},
+    {"name": "operations", "description": "For those who run the server. Only `/v1/` takes a key."},
 ]
 
 REASONS = {

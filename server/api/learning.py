@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from buffer.next_step import absent
 from buffer.records import LearningSwitched, RoundRequested
-from buffer.view import Move, Round, by_status
+from buffer.view import Move, Round, by_status, rehearsed
 from server.api.document import errors
 from server.api.schemas import AliasMove, Learner, Learning, Policies, Policy, RoundAsked
 from server.api.schemas import Move as MoveShown
@@ -122,7 +122,7 @@ def describe_learning(gateway: Gateway, now: float) -> Learning:
     view = gateway.buffer.view
     counted = view.count_feedback()
     statuses = by_status(counted)
-    rehearsed = counted["accepted", False]
+    ratings = rehearsed(counted)
     rounds = view.rounds()
     ended = next((r for r in reversed(rounds) if r.ended is not None), None)
     heard, paused = view.report(), view.paused()
@@ -139,8 +139,8 @@ def describe_learning(gateway: Gateway, now: float) -> Learning:
         "paused": paused is not None,
         "paused_by": paused.by if paused is not None else None,
         "feedback": dict(statuses),
-        "pending": statuses["received"] + statuses["accepted"] - rehearsed,
-        "rehearsed": rehearsed,
+        "pending": statuses["received"] + statuses["accepted"] - ratings,
+        "rehearsed": ratings,
         "requests": [asked.request_id for asked in view.requests()],
         "last_round": describe_round(ended) if ended is not None else None,
         "rounds": [describe_round(r) for r in reversed(rounds[-ROUNDS_SHOWN:])],
@@ -159,6 +159,7 @@ def describe_round(one: Round) -> RoundShown:
         "verdict": ended.verdict if ended is not None else None,
         "reasons": ended.reasons if ended is not None else [],
         "evaluation": ended.evaluation if ended is not None else {},
+        "gate": planned.config.get("gate", {}),
         "policy": one.release.version if one.release is not None else None,
     }
 

@@ -187,6 +187,7 @@ class Round(TypedDict):
     verdict: Literal["passed", "refused", "failed"] | None
     reasons: list[str]
     evaluation: dict[str, Any]
+    gate: Annotated[dict[str, float], Field(description="the limits that it was held to")]
     policy: Version | None
 
 
@@ -224,11 +225,11 @@ class RoundAsked(TypedDict):
 
 
 class Move(TypedDict):
+    at: Time
     version: Version
     epoch: int
     why: Literal["release", "promote", "rollback"]
     by: str
-    at: Time
 
 
 class Policy(TypedDict):
@@ -253,6 +254,7 @@ class Policy(TypedDict):
     ended: NotRequired[Time | None]
     reasons: NotRequired[list[str]]
     evaluation: NotRequired[dict[str, Any]]
+    gate: NotRequired[dict[str, float]]
     policy: NotRequired[Version | None]
     digest: NotRequired[str]
     directory: NotRequired[str]
@@ -285,3 +287,77 @@ class Alive(TypedDict):
 class Ready(TypedDict):
     status: Literal["ready"]
     policy: Annotated[str, Field(description="the name of the live policy")]
+
+
+class Caller(TypedDict):
+    name: str
+    admin: bool
+
+
+class Health(TypedDict):
+    level: Annotated[Literal["good", "note", "warn", "bad"], Field(description="of the worst thing to do")]
+    says: Annotated[str, Field(description="whether it serves and learns, in a sentence")]
+
+
+class ToDo(TypedDict):
+    """Something that is wrong, and the next step."""
+
+    level: Literal["bad", "warn", "note"]
+    code: Annotated[str, Field(description="stable: for programs")]
+    what: str
+    do: str
+    since: Annotated[float | None, Field(description="Unix seconds, where known")]
+    action: Annotated[Literal["resume", "learn-held"] | None, Field(description="what a button can do")]
+
+
+class Traffic(TypedDict):
+    """Of this server, since it began or for an hour. Lists in `history` have one value a sample."""
+
+    now: dict[str, float | None]
+    hour: dict[str, Any]
+    history: dict[str, list[float | None]]
+
+
+class ReasonCount(TypedDict):
+    status: Status
+    reason: str
+    count: int
+
+
+class HourCount(TypedDict):
+    at: Time
+    count: int
+
+
+class FeedbackCounts(TypedDict):
+    by_status: dict[Status, int]
+    by_reason: list[ReasonCount]
+    arrived: Annotated[list[HourCount], Field(description="by the hour, of the last day")]
+
+
+class LogState(TypedDict):
+    unreadable: Annotated[str | None, Field(description="why it cannot be read now")]
+    writable: bool
+    lag: Annotated[int, Field(description="records that this server has not read yet")]
+    used: Annotated[int, Field(description="bytes")]
+    limit: Annotated[int, Field(description="bytes; 0 leaves it to the disk")]
+    free: Annotated[int | None, Field(description="bytes on the disk; null for a log in memory")]
+    pending: Annotated[int, Field(description="records that wait for the broker")]
+    pending_since: float | None
+    set_aside: Annotated[int, Field(description="records that the broker refused")]
+    unreadable_messages: int
+    passed_over: Annotated[dict[str, int], Field(description="records that could not be read, by type")]
+
+
+class Overview(TypedDict):
+    """What an operator wants to see first."""
+
+    object: Literal["overview"]
+    at: Time
+    alias: str
+    caller: Caller
+    health: Health
+    todo: Annotated[list[ToDo], Field(description="worst first")]
+    traffic: Traffic
+    feedback: FeedbackCounts
+    log: LogState
