@@ -330,6 +330,29 @@ def test_a_link_opens_one_exchange_without_a_key_and_leaves_no_trace(running: Ru
     expect(page.get_by_role("dialog")).to_contain_text("Your key")
 
 
+def test_a_link_needs_no_more_than_its_token_opens(running: Running, visit: Visits) -> None:
+    completion_id = ask(running, "Only this")
+    opens = re.compile(rf"/v1/(chat/completions/{completion_id}|feedback|feedback/preview|feedback/fb-\w+)$")
+    not_enough = {"error": {"message": "this token is for one completion", "code": "token_not_enough"}}
+    page = visit(f"{running.url}/corrections", "ann-key")
+    page.route(
+        lambda url: "/v1/" in url and not opens.search(url),
+        lambda route: route.fulfill(status=403, json=not_enough),
+    )
+    page.goto(f"{running.url}/corrections#token=ann-key&completion={completion_id}")
+    expect(page.locator(".bubble.user")).to_contain_text("Only this")
+    page.get_by_label("The right answer", exact=True).fill("Bramblewick.")
+    page.get_by_role("button", name="Preview").click()
+    expect(page.get_by_role("heading", name="Preview")).to_be_visible()
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator(".fate")).to_contain_text("Bramblewick.")
+    page.reload()
+    page.get_by_role("button", name="Withdraw").click()
+    page.get_by_role("button", name="Withdraw it").click()
+    expect(page.get_by_role("heading", name="Correct it")).to_be_focused()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_a_link_that_is_not_valid_says_so_and_asks_for_no_key(running: Running, visit: Visits) -> None:
     page = visit(f"{running.url}/corrections#token=wrong&completion={ask(running)}", None)
     expect(page.get_by_role("alert").first).to_contain_text("This link does not open an answer")
