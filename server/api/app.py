@@ -8,10 +8,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from buffer.log import BufferError
-from server.api import completions, erasure, feedback, learning, pages, stored
+from server.api import completions, erasure, feedback, learning, pages, stored, tokens
 from server.api.problems import Problem, problem, shape
 from server.errors import EngineRefused, EngineUnavailable, RequestRefused, ServerError
 from server.gateway import Gateway
@@ -24,6 +25,7 @@ ABOUT = "An OpenAI-compatible model server that learns from corrections."
 def create_app(gateway: Gateway) -> FastAPI:
     """The application on a gateway's parts. It starts and stops nothing."""
     app = FastAPI(title="Apprentice", description=ABOUT, version="1", redoc_url=None)
+    app.include_router(tokens.router(gateway))
     app.include_router(feedback.router(gateway))  # first, since routes are tried in turn
     # before completions: both routers own paths below /v1/chat/completions, with different methods
     app.include_router(stored.router(gateway))
@@ -36,6 +38,14 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.include_router(pages.router())
     _add_error_handlers(app, gateway)
     app.add_middleware(BodyLimit, max_bytes=gateway.config.max_body_bytes)
+    if gateway.config.browser_origins:
+        app.add_middleware(  # last, so that it is outermost and a page can read every refusal
+            BrowserOrigins,
+            allow_origins=gateway.config.browser_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["x-policy", "x-captured", "retry-after"],
+        )
     return app
 
 
@@ -78,7 +88,8 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
         return JSONResponse({"status": "ready", "policy": f"{gateway.alias}@{gateway.live:06d}"})
 
     @app.get("/metrics", tags=["operations"], summary="Ours and vLLM's, in Prometheus' text format")
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        gateway.callers.identify(request)
         gateway.metrics.engine_ready.set(gateway.engine.state == "ready")
         gateway.metrics.engine_starts.set(gateway.engine.starts)
         try:
@@ -131,6 +142,14 @@ def _add_error_handlers(app: FastAPI, gateway: Gateway) -> None:
 def _respond(found: Problem) -> Response:
     status, body, headers = found
     return JSONResponse(body, status_code=status, headers=headers)
+
+
+class BrowserOrigins(CORSMiddleware):
+    """Lets pages of the configured sites call the API, and nothing else here."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        to_api = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        await (super().__call__ if to_api else self.app)(scope, receive, send)
 
 
 class BodyLimit:

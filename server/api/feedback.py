@@ -36,7 +36,7 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.post("", status_code=202, openapi_extra=BODY, summary="Say how an answer should have been")
     async def give(request: Request) -> JSONResponse:
-        principal = gateway.principal(request)
+        principal = gateway.principal(request, "feedback", tokens=True)
         key = lessons.check_key(request.headers.get("idempotency-key"))
         body = await read_json(request)
         ids = await desk.take(principal, body, key)
@@ -45,7 +45,8 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.post("/preview", openapi_extra=BODY, summary="What the teacher answers with this feedback")
     async def preview(request: Request) -> dict[str, Any]:
-        return await desk.preview(gateway.principal(request), await read_json(request))
+        principal = gateway.principal(request, "feedback", tokens=True)
+        return await desk.preview(principal, await read_json(request))
 
     @routes.get("", summary="One's own feedback and what became of it")
     async def list_feedback(
@@ -53,15 +54,16 @@ def router(gateway: Gateway) -> APIRouter:
     ) -> dict[str, Any]:
         if not 1 <= limit <= _PAGE:
             raise RequestRefused(f"limit must be 1 to {_PAGE}", param="limit")
-        return await desk.page(gateway.principal(request), status, limit, after)
+        return await desk.page(gateway.principal(request, "feedback"), status, limit, after)
 
     @routes.get("/{feedback_id}", summary="What became of a piece of feedback")
     async def one(request: Request, feedback_id: str) -> dict[str, Any]:
-        return lessons.describe(await desk.own(gateway.principal(request), feedback_id))
+        principal = gateway.principal(request, "feedback", tokens=True)
+        return lessons.describe(await desk.own(principal, feedback_id))
 
     @routes.delete("/{feedback_id}", summary="Take it back for all future rounds, or erase what it says, too")
     async def withdraw(request: Request, feedback_id: str, erase: bool = False) -> dict[str, Any]:
-        principal = gateway.principal(request)
+        principal = gateway.principal(request, "feedback", tokens=True)
         feedback = await desk.own(principal, feedback_id)
         if erase:
             await erasure.erase_feedback(gateway, [feedback_id], principal.name)
@@ -71,6 +73,26 @@ def router(gateway: Gateway) -> APIRouter:
         return {"id": feedback_id, "object": "feedback.withdrawn", "status": "withdrawn"}
 
     return routes
+
+
+async def own_conversation(gateway: Gateway, principal: Principal, completion_id: str) -> str:
+    """The conversation of a completion of the caller's. Raises `RequestRefused`."""
+    conversation = gateway.receipts.conversation(completion_id, principal.name)
+    if conversation is None:
+        exchange = await asyncio.to_thread(gateway.buffer.view.exchange, completion_id)
+        if exchange is not None and exchange.opened.principal == principal.name:
+            raise RequestRefused(
+                f"{completion_id} is yours, but was given by a server with another secret",
+                "give all servers of one log the same [server] secret (or the same file `secret` in their"
+                " state directories)",
+                code="receipt_secret_differs", status=503, param="completion_id",
+            )  # fmt: skip
+        raise RequestRefused(
+            f"{completion_id!r} is not one of your completions",
+            "give the id of a reply that you received and did not ask for with store: false",
+            code="completion_not_found", status=404, param="completion_id",
+        )  # fmt: skip
+    return conversation
 
 
 class Desk:
@@ -87,6 +109,8 @@ class Desk:
         """
         if key is None:
             return await self._record(principal, body, None)
+        if principal.completion is not None:  # bearers of tokens know nothing of each other's keys
+            key = f"token\x1f{principal.completion}\x1f{key}"
         lock = self._taking.setdefault((principal.name, key), asyncio.Lock())
         async with lock:
             if (earlier := await self._earlier(principal, body, key)) is not None:
@@ -119,13 +143,14 @@ class Desk:
         return {"object": "feedback.preview", "text": text, "messages": messages, "check_passed": passed}
 
     async def own(self, principal: Principal, feedback_id: str) -> Feedback:
-        """A piece of the caller's feedback (an admin sees everybody's). Raises `RequestRefused` (404)."""
+        """A piece of the caller's feedback (an admin sees everybody's). Raises `RequestRefused`."""
         found = await asyncio.to_thread(self._gateway.buffer.view.feedback, feedback_id)
         if found is None or not (principal.admin or found.principal == principal.name):
             raise RequestRefused(
                 f"there is no feedback {feedback_id} of yours", "GET /v1/feedback lists yours",
                 code="feedback_not_found", status=404,
             )  # fmt: skip
+        principal.require(found.given.completion_id if found.given is not None else None)
         return found
 
     async def page(
@@ -182,24 +207,11 @@ class Desk:
 
         Raises `RequestRefused`.
         """
+        principal.require(feedback.completion_id)
         if feedback.completion_id is None:
             return conversation_of(principal.name, {"messages": feedback.messages or []})
-        view = self._gateway.buffer.view
-        exchange = await asyncio.to_thread(view.exchange, feedback.completion_id)
-        conversation = self._gateway.receipts.conversation(feedback.completion_id, principal.name)
-        if conversation is None:
-            if exchange is not None and exchange.opened.principal == principal.name:
-                raise RequestRefused(
-                    f"{feedback.completion_id} is yours, but was given by a server with another secret",
-                    "give all servers of one log the same [server] secret (or the same file `secret` in their"
-                    " state directories)",
-                    code="receipt_secret_differs", status=503, param="completion_id",
-                )  # fmt: skip
-            raise RequestRefused(
-                f"{feedback.completion_id!r} is not one of your completions",
-                "give the id of a reply that you received and did not ask for with store: false",
-                code="completion_not_found", status=404, param="completion_id",
-            )  # fmt: skip
+        conversation = await own_conversation(self._gateway, principal, feedback.completion_id)
+        exchange = await asyncio.to_thread(self._gateway.buffer.view.exchange, feedback.completion_id)
         lessons.check_choice(feedback, exchange)
         return conversation
 

@@ -43,7 +43,7 @@ def learning_router(gateway: Gateway) -> APIRouter:
 
     @routes.post("/rounds", status_code=202, summary="Ask for a round now")
     async def ask_for_round(request: Request, wanted: RoundWanted | None = None) -> dict[str, Any]:
-        by = gateway.admin(request)
+        by = gateway.principal(request, "learn")
         asked = RoundRequested(
             request_id=f"round-request-{gateway.new_uuid()}",
             by=by.name,
@@ -53,7 +53,7 @@ def learning_router(gateway: Gateway) -> APIRouter:
         return {"id": asked.request_id, "object": "round.requested", "include": asked.include}
 
     async def switch(request: Request, why: Switch | None, *, paused: bool) -> dict[str, Any]:
-        by = gateway.admin(request)
+        by = gateway.principal(request, "learn")
         await gateway.write([LearningSwitched(paused=paused, by=by.name, why=why.why if why else "")])
         await gateway.until(lambda: (gateway.buffer.view.paused() is not None) is paused)
         return await asyncio.to_thread(describe_learning, gateway, time.time())

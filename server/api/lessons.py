@@ -4,13 +4,15 @@ import hashlib
 import json
 import re
 import unicodedata
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from buffer.records import Check, FeedbackGiven, Message
 from buffer.view import Exchange, Feedback
 from server.errors import RequestRefused
+
+T = TypeVar("T", bound=BaseModel)
 
 MAX_BATCH = 1000
 MAX_KEY = 255
@@ -129,6 +131,16 @@ def describe(feedback: Feedback) -> dict[str, Any]:
     }
 
 
+def validated(model: type[T], body: object, where: str = "") -> T:
+    """A body, or the part of one that is at `where`. Raises `RequestRefused` naming the first problem."""
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        param = where + ".".join(str(part) for part in first["loc"])
+        raise RequestRefused(f"{param}: {first['msg']}".lstrip(": "), "see /docs", param=param) from None
+
+
 def _parse_one(body: object, where: str, max_chars: int) -> FeedbackIn:
     if isinstance(body, dict) and body.get("kind") == "follow_up":
         raise RequestRefused(
@@ -136,12 +148,7 @@ def _parse_one(body: object, where: str, max_chars: int) -> FeedbackIn:
             "send the user's turn to /v1/chat/completions, or post what it says as a correction",
             param=where + "kind",
         )
-    try:
-        feedback = FeedbackIn.model_validate(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        param = where + ".".join(str(part) for part in first["loc"])
-        raise RequestRefused(f"{param}: {first['msg']}".lstrip(": "), "see /docs", param=param) from None
+    feedback = validated(FeedbackIn, body, where)
     _check_fields(feedback, where)
     if feedback.text is not None:
         _check_text(feedback.text, where + "text", max_chars)

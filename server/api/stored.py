@@ -13,6 +13,8 @@ from server.errors import RequestRefused
 from server.gateway import Gateway
 from server.identity import Principal
 
+READING = ("infer", "feedback")
+"""Who asks may read its answers, and who corrects them, too."""
 MAX_LIMIT = 100
 _SCANNED = 200
 """Exchanges read at a time while those that match are collected."""
@@ -29,7 +31,7 @@ def router(gateway: Gateway) -> APIRouter:
         order: str = "asc",
         model: str | None = None,
     ) -> dict[str, Any]:
-        principal = gateway.principal(request)
+        principal = gateway.principal(request, *READING)
         if not 1 <= limit <= MAX_LIMIT:
             raise RequestRefused(f"limit must be 1 to {MAX_LIMIT}", param="limit")
         if order not in ("asc", "desc"):
@@ -53,13 +55,14 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.get("/{completion_id}", summary="A stored completion")
     async def one(request: Request, completion_id: str) -> dict[str, Any]:
-        return describe(await own(gateway, request, completion_id))
+        principal = gateway.principal(request, *READING, tokens=True)
+        return describe(await own(gateway, principal, completion_id))
 
     @routes.get("/{completion_id}/messages", summary="What a stored completion was asked")
     async def messages(
         request: Request, completion_id: str, limit: int = 20, after: str | None = None, order: str = "asc"
     ) -> dict[str, Any]:
-        exchange = await own(gateway, request, completion_id)
+        exchange = await own(gateway, gateway.principal(request, *READING), completion_id)
         asked = [
             {"id": f"{completion_id}-{index}", **message}
             for index, message in enumerate(exchange.opened.request.get("messages", []))
@@ -79,16 +82,17 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.delete("/{completion_id}", summary="Erase a completion and all feedback on it")
     async def erase(request: Request, completion_id: str) -> dict[str, Any]:
-        await own(gateway, request, completion_id)
-        await erasure.erase_exchanges(gateway, [completion_id], gateway.principal(request).name)
+        principal = gateway.principal(request, "infer")
+        await own(gateway, principal, completion_id)
+        await erasure.erase_exchanges(gateway, [completion_id], principal.name)
         return {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
 
     return routes
 
 
-async def own(gateway: Gateway, request: Request, completion_id: str) -> Exchange:
-    """A stored exchange of the caller's (an admin sees everybody's). Raises `RequestRefused` (404)."""
-    principal = gateway.principal(request)
+async def own(gateway: Gateway, principal: Principal, completion_id: str) -> Exchange:
+    """A stored exchange of the caller's (an admin sees everybody's). Raises `RequestRefused` (403, 404)."""
+    principal.require(completion_id)
     found = await asyncio.to_thread(gateway.buffer.view.exchange, completion_id)
     if found is None or not (principal.admin or found.opened.principal == principal.name):
         raise RequestRefused(

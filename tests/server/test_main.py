@@ -181,7 +181,7 @@ def test_one_gateway_owns_a_state_directory(processes: Processes) -> None:
 @pytest.mark.parametrize(
     ("env", "said"),
     [
-        ({"APPRENTICE_SERVER_HOST": "0.0.0.0"}, "[server.keys]"),  # noqa: S104
+        ({"APPRENTICE_SERVER_HOST": "0.0.0.0"}, "apprentice keys add"),  # noqa: S104
         ({"APPRENTICE_MODEL": "smollm2-135m-instruct"}, "has not been fetched"),
         ({"APPRENTICE_SERVER_PROT": "1"}, "port"),
         ({"APPRENTICE_SERVER_SECRET": "too short"}, "hex digits"),

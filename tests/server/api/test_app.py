@@ -31,6 +31,7 @@ GUARDED = [
     ("GET", "/v1/models"),
     ("POST", "/v1/feedback"),
     ("POST", "/v1/feedback/preview"),
+    ("POST", "/v1/feedback/tokens"),
     ("GET", "/v1/feedback"),
     ("GET", "/v1/feedback/x"),
     ("DELETE", "/v1/feedback/x"),
@@ -65,7 +66,14 @@ def test_every_route_is_tried_by_a_stranger(running: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/completions", "/v1/feedback", "/v1/feedback/preview"]
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/feedback",
+        "/v1/feedback/preview",
+        "/v1/feedback/tokens",
+    ],
 )
 @pytest.mark.parametrize("body", [b"", b"{", b"[1,", b'{"a": NaN}', b'"\\ud800"', b"\xff", b"[" * 5000])
 def test_bad_json_is_refused(running: Running, path: str, body: bytes) -> None:
