@@ -187,8 +187,11 @@ class View:
         With `again`, what was applied before is applied once more, which should change nothing.
         """
         with self._transaction():
-            if any(record.stream in ("control", "rounds") for record in records):
-                self._judged = self._keys = None
+            streams = {record.stream for record in records}
+            if streams & {"control", "rounds"}:
+                self._judged = None
+            if "control" in streams:
+                self._keys = None
             unseen = self._unseen(records)
             fresh = [p for r in (records if again else unseen) if (p := projection.apply(self._db, r))]
             self._db.executemany(

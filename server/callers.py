@@ -39,12 +39,7 @@ class Callers:
 
     def principal(self, request: Request, *scopes: str, tokens: bool = False) -> Principal:
         """As `Gateway.principal`."""
-        found = self.identify(request)
-        if found.completion is not None and not tokens:
-            raise RequestRefused(
-                "a feedback token does not open this", "call with an API key",
-                code="token_not_enough", status=403,
-            )  # fmt: skip
+        found = self.identify(request, tokens=tokens)
         if scopes and not found.may(*scopes):
             raise RequestRefused(
                 f"the key of {found.name} lacks the scope {' or '.join(scopes)}",
@@ -58,7 +53,7 @@ class Callers:
             )  # fmt: skip
         return found
 
-    def identify(self, request: Request) -> Principal:
+    def identify(self, request: Request, *, tokens: bool = False) -> Principal:
         """Who calls, whatever it may do, and however often it does."""
         keys, sent = self.keys, bearer(request.headers.get("authorization"))
         address = request.client.host if request.client is not None else ""
@@ -76,7 +71,13 @@ class Callers:
                 code="keys_unknown", status=503, retry_after_s=RETRY_S,
             )  # fmt: skip
         if sent is not None and (token := self._gateway.receipts.opened(sent)) is not None:
-            return self._bearer_of(token, keys)
+            bearer_ = self._bearer_of(token, keys)
+            if not tokens:
+                raise RequestRefused(
+                    "a feedback token does not open this", "call with an API key",
+                    code="token_not_enough", status=403,
+                )  # fmt: skip
+            return bearer_
         if not keys.ever and is_loopback(self._gateway.config.host):
             return self._local(request)
         if sent is not None:
