@@ -161,10 +161,11 @@ class Journal:
             with self._gate:
                 self._refuse_closed()
                 seen = self._commits
+            ends = self.ends()
             records, last = self._select(starts, limit)
-            if records:
-                # the streams share one sequence, so all of them have been read up to the last record
-                starts = {stream: max(start, last + 1) for stream, start in starts.items()}
+            # the streams share one sequence: all have been read up to the last record, or to the end
+            upto = last + 1 if records else ends["control"][0]
+            starts = {stream: max(start, upto) for stream, start in starts.items()}
             left = deadline - time.monotonic()
             if records or left <= 0:
                 return records, {stream: {0: start} for stream, start in starts.items()}

@@ -46,8 +46,8 @@ class MemoryLog:
             self._changed.wait_for(lambda: self._closed or self._from(starts), wait_s)
             self._refuse_closed()
             records = self._from(starts)[:limit]
-        if records:
-            starts = {stream: max(start, records[-1].sequence + 1) for stream, start in starts.items()}
+            upto = records[-1].sequence + 1 if records else len(self._records) + 1
+        starts = {stream: max(start, upto) for stream, start in starts.items()}
         return records, {stream: {0: start} for stream, start in starts.items()}
 
     def ends(self) -> Positions:

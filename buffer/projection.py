@@ -20,6 +20,8 @@ from buffer.records import (
     FeedbackGiven,
     FeedbackTriaged,
     FeedbackWithdrawn,
+    KeyAdded,
+    KeyRevoked,
     LearnerReported,
     LearningSwitched,
     Payload,
@@ -58,6 +60,7 @@ CREATE TABLE lessons (feedback_id TEXT, round INT, PRIMARY KEY (feedback_id, rou
 CREATE TABLE moves (alias TEXT, epoch INT, moved BLOB, at REAL, record_id TEXT,
                     PRIMARY KEY (alias, epoch)) WITHOUT ROWID;
 CREATE TABLE rejected (version INTEGER PRIMARY KEY, why TEXT, at REAL);
+CREATE TABLE keys (principal TEXT PRIMARY KEY, added BLOB, at REAL) WITHOUT ROWID;
 CREATE TABLE requests (request_id TEXT PRIMARY KEY, requested BLOB, at REAL, answered INT) WITHOUT ROWID;
 CREATE TABLE latest (what TEXT PRIMARY KEY, payload BLOB, at REAL) WITHOUT ROWID;
 CREATE TABLE records (record_id TEXT PRIMARY KEY, stream TEXT, type TEXT, partition_key TEXT,
@@ -150,6 +153,14 @@ def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
             )
         case AliasMoved():
             _alias_moved(db, payload, at, record.id)
+        case KeyAdded():
+            db.execute(  # a key in force is not replaced: of two that are added at once the first counts
+                "INSERT INTO keys VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET added = excluded.added,"
+                " at = excluded.at WHERE added IS NULL",
+                (payload.principal, payload.model_dump_json(), at),
+            )
+        case KeyRevoked():
+            db.execute("UPDATE keys SET added = NULL, at = NULL WHERE principal = ?", (payload.principal,))
         case ReleaseRejected():
             db.execute("INSERT OR IGNORE INTO rejected VALUES (?, ?, ?)", (payload.version, payload.why, at))
         case RoundRequested():

@@ -172,6 +172,9 @@ class FeedbackWithdrawn(Payload):
 
 # --- control: what operators and gateways decide -------------------------------------------------------
 
+SCOPES = ("infer", "feedback", "learn", "admin")
+"""What a key may open: asking, teaching, steering the learner, everything."""
+
 
 class LearningSwitched(Payload):
     """Learning paused or resumed by an operator."""
@@ -221,6 +224,28 @@ class ExchangeErased(Payload):
     stream = "control"
     type = "apprentice.exchange.erased.v1"
     completion_id: str
+    by: str
+
+
+class KeyAdded(Payload):
+    """A principal may call from now on. Ignored while the principal has a key: that is revoked first."""
+
+    stream = "control"
+    type = "apprentice.key.added.v1"
+    principal: str
+    digest: str
+    """Hex SHA-256 of the bearer key, which nobody keeps."""
+    scopes: list[str]
+    """Of `SCOPES`. Others, of a newer release, open nothing here."""
+    by: str
+
+
+class KeyRevoked(Payload):
+    """A principal's key opens nothing any more. What it asked and taught stays its own."""
+
+    stream = "control"
+    type = "apprentice.key.revoked.v1"
+    principal: str
     by: str
 
 
@@ -326,6 +351,8 @@ PAYLOADS: dict[str, type[Payload]] = {
         AliasMoved,
         ReleaseRejected,
         ExchangeErased,
+        KeyAdded,
+        KeyRevoked,
         FeedbackTriaged,
         RoundPlanned,
         RoundEnded,

@@ -21,6 +21,7 @@ from buffer.files import make_directory
 from buffer.records import (
     AliasMoved,
     FeedbackGiven,
+    KeyAdded,
     LearnerReported,
     LearningSwitched,
     Payload,
@@ -111,6 +112,15 @@ class Alias:
         return been[-2] if len(been) > 1 else None
 
 
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys in force, by name. `ever` says whether there was one, revoked or not."""
+
+    added: tuple[tuple[KeyAdded, float], ...] = ()
+    """With the time of each in Unix seconds."""
+    ever: bool = False
+
+
 _FACTS = """
     f.erased, f.withdrawn, d.decision,
     (SELECT group_concat(round) FROM (
@@ -135,6 +145,8 @@ class View:
         self._db = open_view(path)
         self._judged: tuple[dict[int, RoundFact], Lineage] | None = None
         """What every fate depends on, until control or rounds say more."""
+        self._keys: Keys | None = None
+        """Asked for at every request; until control says more."""
 
     def close(self) -> None:
         with self._lock:
@@ -153,7 +165,7 @@ class View:
         """Empty the view, to be filled again from the start of the log."""
         tables = self._rows("SELECT name FROM sqlite_master WHERE type = 'table'")
         with self._transaction():
-            self._judged = None
+            self._judged = self._keys = None
             for (table,) in tables:
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - our own schema's names
 
@@ -184,8 +196,11 @@ class View:
         With `again`, what was applied before is applied once more, which should change nothing.
         """
         with self._transaction():
-            if any(record.stream in ("control", "rounds") for record in records):
+            streams = {record.stream for record in records}
+            if streams & {"control", "rounds"}:
                 self._judged = None
+            if "control" in streams:
+                self._keys = None
             unseen = self._unseen(records)
             fresh = [p for r in (records if again else unseen) if (p := projection.apply(self._db, r))]
             self._db.executemany(
@@ -433,6 +448,18 @@ class View:
             )
             for r in self.rounds()
         }
+
+    # --- who may call --------------------------------------------------------------------------------
+
+    def keys(self) -> Keys:
+        """Who may call. The same object until that changes."""
+        if (known := self._keys) is not None:
+            return known  # without the lock, which a batch that is being applied may hold for long
+        with self._lock:
+            rows = self._rows("SELECT added, at FROM keys ORDER BY principal")
+            added = tuple((KeyAdded.model_validate_json(one), at) for one, at in rows if one is not None)
+            self._keys = Keys(added, bool(rows))
+            return self._keys
 
     # --- the learner ---------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from buffer.view import View
 from server import traffic
 from server.api.app import create_app
 from server.commands.client import RUN_FILE
-from server.config import EngineConfig, ServerConfig
+from server.config import EngineConfig, ServerConfig, is_loopback
 from server.engine.engine import Engine
 from server.engine.zero import ModelUnusable, write_zero
 from server.fetch import Fetcher
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"another gateway owns {state}", "stop it, or use another state directory", 1)
     try:
         asyncio.run(serve(settings, model, store))
-    except ModelUnusable as error:
+    except (ConfigError, ModelUnusable) as error:
         return _fail(error, error.hint, 2)
     except (BufferError, OSError) as error:
         return _fail(error, getattr(error, "hint", ""), 1)
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
-    """start → ready → drain → stop. Raises `BufferError`, `OSError` when it cannot start."""
+    """start → ready → drain → stop. Raises `BufferError`, `ConfigError`, `OSError` when it cannot start."""
     state, config = settings.shared.state, settings.server
     listening = listen(config.host, config.port)
     news = News()
@@ -127,6 +127,7 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
         fetcher=fetcher,
         templates=settings.templates,
     )
+    await require_keys(gateway)
     server = http_server(gateway)
     working = asyncio.create_task(follow(gateway))
     working.add_done_callback(lambda _: setattr(server, "should_exit", True))
@@ -156,6 +157,26 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
         fetcher.close()
         await engine.stop()
         await asyncio.to_thread(buffer.close)
+
+
+async def require_keys(gateway: Gateway) -> None:
+    """Serve only whom the keys say, or this machine alone. Raises `BufferError`, `ConfigError`."""
+    config, callers = gateway.config, gateway.callers
+    if not is_loopback(config.host) and not len(callers.keys):
+        # the view may be new here, and until a key is known there is nobody to be served
+        await asyncio.to_thread(gateway.buffer.start)
+        gateway.behind = None
+        if not len(callers.keys):
+            raise ConfigError(
+                f"host {config.host} can be reached from elsewhere, and nobody has a key",
+                "make one with `apprentice keys add NAME --scope admin`, or listen on 127.0.0.1",
+            )
+    added = {key.principal for key, _ in gateway.buffer.view.keys().added}
+    if twice := sorted(added & config.keys.keys()):
+        raise ConfigError(
+            f"{', '.join(twice)}: both in [server.keys] and among the keys of `apprentice keys`",
+            f"take it out of [server.keys], or `apprentice keys revoke {twice[0]}`",
+        )
 
 
 def http_server(gateway: Gateway) -> uvicorn.Server:
@@ -190,6 +211,8 @@ async def follow(gateway: Gateway) -> None:
                 gateway.behind = f"the log cannot be read: {error}"
                 logger.warning("%s; trying again", gateway.behind)
                 await asyncio.sleep(RETRY_S)
+        if not gateway.callers.keys.ever:
+            logger.info("no keys: only programs on this machine may call")
         gateway.news.ring()
         following = following or tasks.create_task(follower.run())
 

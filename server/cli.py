@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "doctor": ("server.commands.doctor:main", "check the installation and its state, and say what to do"),
     "status": ("server.commands.status:main", "what is served, what the learner does and why"),
+    "keys": ("server.commands.keys:main", "make, list and revoke the keys with which programs call"),
     "feedback": ("server.commands.feedback:main", "list, show, send or withdraw feedback"),
     "explain": ("server.commands.explain:main", "all that happened to one piece of feedback, and why"),
     "import": (

@@ -14,6 +14,10 @@ KeyHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """Hex SHA-256 of a bearer key."""
 
 
+Origin = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+$")]
+"""As browsers send it: without a path, and without a slash at its end."""
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a server that listens on `host`."""
     try:
@@ -63,9 +67,14 @@ class ServerConfig(Table):
     host: str = "127.0.0.1"
     port: int = Field(8600, ge=0, le=65535)
     keys: dict[str, KeyHash] = Field(default={})
-    """Principal to the hex SHA-256 of its bearer key. Without any, everyone is one principal, on loopback."""
+    """Principal to the hex SHA-256 of its bearer key, beside the keys of `apprentice keys`, which are in the
+    log. These may ask and give feedback. Without any key everyone is one principal, on loopback."""
     admins: list[str] = Field(default=[])
-    """Principals that may pause, promote, roll back and erase."""
+    """Principals of `keys` that may do everything."""
+    requests_per_minute: int = Field(0, ge=0)
+    """Of one principal, or one feedback token, to this server. 0 sets no limit."""
+    browser_origins: list[Origin] = Field(default=[])
+    """Sites whose pages may call from a browser, as `https://app.example`."""
     secret: SecretStr | None = None
     """At least 64 hex digits that prove completion ids, the same on all servers of one log. None: one is made
     in the state directory."""
@@ -92,12 +101,7 @@ class ServerConfig(Table):
         return secret
 
     @model_validator(mode="after")
-    def _keys_where_needed(self) -> Self:
-        if not self.keys and not is_loopback(self.host):
-            raise ValueError(
-                f"host {self.host} can be reached from elsewhere, so [server.keys] must name who may call; "
-                "add a key, or listen on 127.0.0.1"
-            )
+    def _keys_are_told_apart(self) -> Self:
         if len(set(self.keys.values())) != len(self.keys):
             raise ValueError("two principals in [server.keys] have the same key: give each its own")
         unknown = set(self.admins) - set(self.keys)

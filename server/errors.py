@@ -61,15 +61,26 @@ class ReleaseRefused(ServerError):
 
 
 class RequestRefused(ServerError):
-    """The caller must change something. `param` names the field that is wrong."""
+    """The caller must change something, or come back later: after `retry_after_s`, where that is known.
+
+    `param` names the field that is wrong.
+    """
 
     code = "invalid_request"
     status = 400
 
     def __init__(
-        self, message: str, hint: str = "", *, code: str = "", status: int = 400, param: str | None = None
+        self,
+        message: str,
+        hint: str = "",
+        *,
+        code: str = "",
+        status: int = 400,
+        param: str | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message, hint)
         self.code = code or self.code
         self.status = status
         self.param = param
+        self.retry_after_s = retry_after_s

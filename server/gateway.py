@@ -17,11 +17,12 @@ from buffer.records import AliasMoved, Payload, Record, Release, uuid7
 from buffer.teacher import DEFAULT, Templates
 from buffer.view import Alias
 from server.api import transcript, translate
+from server.callers import Callers
 from server.config import ServerConfig
 from server.engine.engine import Engine
 from server.errors import EngineUnavailable, RequestRefused
 from server.fetch import Fetcher
-from server.identity import LOCAL, Keys, Principal, Receipts, is_from_here
+from server.identity import Principal, Receipts
 from server.metrics import Metrics
 from server.news import News
 from server.policies import Policies
@@ -57,39 +58,23 @@ class Gateway:
     """Why the live policy does not answer, apart from the engine."""
     traffic: Traffic = field(default_factory=Traffic)
     """What it did in the last hour."""
-    keys: Keys = field(init=False)
+    callers: Callers = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keys = Keys(self.config.keys, self.config.admins)
+        self.callers = Callers(self)
 
     # --- callers -------------------------------------------------------------------------------------
 
-    def principal(self, request: Request) -> Principal:
-        """Who calls. Raises `RequestRefused` (401, or 403 for another site's page in a browser here)."""
-        headers = request.headers
-        found = self.keys.principal(headers.get("authorization"))
-        if found is LOCAL and not is_from_here(headers.get("host"), headers.get("origin")):
-            raise RequestRefused(
-                "without keys only programs on this machine may call, and not other sites' pages",
-                "configure [server.keys], or call http://127.0.0.1 directly",
-                code="not_local", status=403,
-            )  # fmt: skip
-        if found is None:
-            raise RequestRefused(
-                "no valid API key", "send Authorization: Bearer KEY with a key of [server.keys]",
-                code="invalid_api_key", status=401,
-            )  # fmt: skip
-        return found
+    def principal(self, request: Request, *scopes: str, tokens: bool = False) -> Principal:
+        """Who calls, with a key that has one of the scopes, if any are named. Raises `RequestRefused`.
+
+        With `tokens` also who comes with a feedback token; the route must then keep to its `completion`.
+        """
+        return self.callers.principal(request, *scopes, tokens=tokens)
 
     def admin(self, request: Request) -> Principal:
-        """Who calls, if an admin. Raises `RequestRefused` (401, 403)."""
-        found = self.principal(request)
-        if not found.admin:
-            raise RequestRefused(
-                f"{found.name} is not an admin", "admins are listed in [server] admins",
-                code="not_an_admin", status=403,
-            )  # fmt: skip
-        return found
+        """Who calls, if an admin. Raises `RequestRefused`."""
+        return self.callers.principal(request, "admin")
 
     # --- the log -------------------------------------------------------------------------------------
 

@@ -8,12 +8,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from buffer.log import BufferError
 from buffer.logs import request_id
-from server.api import completions, document, erasure, feedback, learning, overview, pages, stored
+from server.api import completions, document, erasure, feedback, learning, overview, pages, stored, tokens
 from server.api.document import errors
 from server.api.problems import Problem, problem, shape
 from server.api.request_id import HEADER, RequestId
@@ -30,6 +31,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         title="Apprentice", description=document.ABOUT, version="1", openapi_tags=document.TAGS,
         docs_url=None, redoc_url=None,
     )  # fmt: skip
+    app.include_router(tokens.router(gateway))
     app.include_router(feedback.router(gateway))  # first, since routes are tried in turn
     # before completions: both routers own paths below /v1/chat/completions, with different methods
     app.include_router(stored.router(gateway))
@@ -44,6 +46,14 @@ def create_app(gateway: Gateway) -> FastAPI:
     _add_error_handlers(app, gateway)
     app.add_middleware(BodyLimit, max_bytes=gateway.config.max_body_bytes)
     app.add_middleware(RequestId)  # around the one before
+    if gateway.config.browser_origins:
+        app.add_middleware(  # last, so that it is outermost and a page can read every refusal
+            BrowserOrigins,
+            allow_origins=gateway.config.browser_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["x-policy", "x-captured", "x-request-id", "retry-after"],
+        )
     return app
 
 
@@ -104,7 +114,8 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
     summary = "Ours and vLLM's, in Prometheus' text format"
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse, summary=summary)
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        gateway.callers.identify(request)
         gateway.metrics.ready.set(why_not_ready() is None)
         gateway.metrics.engine_ready.set(gateway.engine.state == "ready")
         gateway.metrics.engine_starts.set(gateway.engine.starts)
@@ -169,6 +180,14 @@ def _methods(app: FastAPI, scope: Scope) -> set[str]:
 def _respond(found: Problem) -> Response:
     status, body, headers = found
     return JSONResponse(body, status_code=status, headers=headers)
+
+
+class BrowserOrigins(CORSMiddleware):
+    """Lets pages of the configured sites call the API, and nothing else here."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        to_api = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        await (super().__call__ if to_api else self.app)(scope, receive, send)
 
 
 class BodyLimit:

@@ -73,7 +73,7 @@ def router(gateway: Gateway) -> APIRouter:
     next_turns = NextTurns(gateway)
 
     async def answer(endpoint: Endpoint, request: Request) -> Response:
-        principal = gateway.principal(request)
+        principal = gateway.principal(request, "infer")
         call = translate.check(
             endpoint,
             await read_json(request),

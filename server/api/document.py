@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from server.api.fields import BODIES, REFUSED
-from server.api.lessons import FeedbackIn
+from server.api.lessons import FeedbackIn, TokenWanted
 from server.api.schemas import ErrorReply
 
 ABOUT = """An OpenAI-compatible model server that learns from corrections.
@@ -41,6 +41,7 @@ REASONS = {
     404: "There is no such thing, or it is somebody else's.",
     409: "It does not fit what is there now.",
     413: "The body is too large.",
+    429: "Too many requests; `Retry-After` says when to try again.",
     500: "The server made a mistake; its log has the details.",
     502: "vLLM answered with an error.",
     503: "Not now: the model is not ready, or the log cannot be written. Try again later.",
@@ -50,11 +51,13 @@ SECURITY = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "A key of [server.keys]. A server without keys needs none; it listens on loopback.",
+        "description": "Of `apprentice keys` or [server.keys]. A server without keys listens on loopback.",
     }
 }
-BODY_MODELS: list[type[BaseModel]] = [*BODIES.values(), FeedbackIn]
+BODY_MODELS: list[type[BaseModel]] = [*BODIES.values(), FeedbackIn, TokenWanted]
 _SCHEMAS = "#/components/schemas/"
+KEYED = {"/metrics"}
+"""What needs a key, beside all below /v1/."""
 _METHODS = {"get", "post", "put", "patch", "delete"}
 
 
@@ -105,7 +108,7 @@ def complete(document: dict[str, Any]) -> None:
             content = {"application/json": {"schema": reference(ErrorReply)}}
             responses.setdefault(str(status), {"description": REASONS[status], "content": content})
         operation["responses"] = dict(sorted(responses.items()))
-        if path.startswith("/v1/"):
+        if path in KEYED or path.startswith("/v1/"):
             operation["security"] = [{"bearer": []}]
 
 
@@ -117,8 +120,8 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def _general(path: str, operation: dict[str, Any]) -> Iterator[int]:
-    if path.startswith("/v1/"):
-        yield from (401, 403)
+    if path in KEYED or path.startswith("/v1/"):
+        yield from (401, 403, 429)
     if "parameters" in operation or "requestBody" in operation:
         yield 400
     if "requestBody" in operation:

@@ -64,7 +64,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def give(
         request: Request, idempotency_key: IdempotencyKey = None
     ) -> FeedbackReceived | list[FeedbackReceived]:
-        principal = gateway.principal(request)
+        principal = gateway.principal(request, "feedback", tokens=True)
         key = lessons.check_key(idempotency_key)
         body = await read_json(request)
         ids = await desk.take(principal, body, key)
@@ -78,7 +78,8 @@ def router(gateway: Gateway) -> APIRouter:
         summary="What the teacher answers with this feedback",
     )
     async def preview(request: Request) -> FeedbackPreview:
-        return await desk.preview(gateway.principal(request), await read_json(request))
+        principal = gateway.principal(request, "feedback", tokens=True)
+        return await desk.preview(principal, await read_json(request))
 
     @routes.get("", summary="One's own feedback and what became of it")
     async def list_feedback(
@@ -90,7 +91,8 @@ def router(gateway: Gateway) -> APIRouter:
         order: Literal["asc", "desc"] = "asc",
         mine: Mine = False,
     ) -> FeedbackFates:
-        principal = gateway.principal(request)
+        principal = gateway.principal(request, "feedback", tokens=True)
+        principal.require(completion_id)
         view, whose = gateway.buffer.view, None if principal.admin and not mine else principal.name
         found = await asyncio.to_thread(view.all_feedback, whose, status=status, about=completion_id)
         if order == "desc":
@@ -102,20 +104,22 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.get("/{feedback_id}", responses=errors(404), summary="What became of a piece of feedback")
     async def one(request: Request, feedback_id: str) -> FeedbackFate:
-        return lessons.describe(await desk.own(gateway.principal(request), feedback_id))
+        principal = gateway.principal(request, "feedback", tokens=True)
+        return lessons.describe(await desk.own(principal, feedback_id))
 
     summary = "All that happened to it, why, and what comes next"
 
     @routes.get("/{feedback_id}/explanation", responses=errors(404), summary=summary)
     async def explanation(request: Request, feedback_id: str) -> Explanation:
-        feedback = await desk.own(gateway.principal(request), feedback_id)
+        principal = gateway.principal(request, "feedback", tokens=True)
+        feedback = await desk.own(principal, feedback_id)
         return await asyncio.to_thread(desk.explain, feedback)
 
     summary = "Take it back for all future rounds, or erase what it says, too"
 
     @routes.delete("/{feedback_id}", responses=errors(404, 503), summary=summary)
     async def withdraw(request: Request, feedback_id: str, erase: bool = False) -> FeedbackGone:
-        principal = gateway.principal(request)
+        principal = gateway.principal(request, "feedback", tokens=True)
         feedback = await desk.own(principal, feedback_id)
         if erase:
             await erasure.erase_feedback(gateway, [feedback_id], principal.name)
@@ -125,6 +129,26 @@ def router(gateway: Gateway) -> APIRouter:
         return {"id": feedback_id, "object": "feedback.withdrawn", "status": "withdrawn"}
 
     return routes
+
+
+async def own_conversation(gateway: Gateway, principal: Principal, completion_id: str) -> str:
+    """The conversation of a completion of the caller's. Raises `RequestRefused`."""
+    conversation = gateway.receipts.conversation(completion_id, principal.name)
+    if conversation is None:
+        exchange = await asyncio.to_thread(gateway.buffer.view.exchange, completion_id)
+        if exchange is not None and exchange.opened.principal == principal.name:
+            raise RequestRefused(
+                f"{completion_id} is yours, but was given by a server with another secret",
+                "give all servers of one log the same [server] secret (or the same file `secret` in their"
+                " state directories)",
+                code="receipt_secret_differs", status=503, param="completion_id",
+            )  # fmt: skip
+        raise RequestRefused(
+            f"{completion_id!r} is not one of your completions",
+            "give the id of a reply that you received and did not ask for with store: false",
+            code="completion_not_found", status=404, param="completion_id",
+        )  # fmt: skip
+    return conversation
 
 
 class Desk:
@@ -141,6 +165,8 @@ class Desk:
         """
         if key is None:
             return await self._record(principal, body, None)
+        if principal.completion is not None:  # bearers of tokens know nothing of each other's keys
+            key = f"token\x1f{principal.completion}\x1f{key}"
         lock = self._taking.setdefault((principal.name, key), asyncio.Lock())
         async with lock:
             if (earlier := await self._earlier(principal, body, key)) is not None:
@@ -173,13 +199,14 @@ class Desk:
         return {"object": "feedback.preview", "text": text, "messages": messages, "check_passed": passed}
 
     async def own(self, principal: Principal, feedback_id: str) -> Feedback:
-        """A piece of the caller's feedback (an admin sees everybody's). Raises `RequestRefused` (404)."""
+        """A piece of the caller's feedback (an admin sees everybody's). Raises `RequestRefused`."""
         found = await asyncio.to_thread(self._gateway.buffer.view.feedback, feedback_id)
         if found is None or not (principal.admin or found.principal == principal.name):
             raise RequestRefused(
                 f"there is no feedback {feedback_id} of yours", "GET /v1/feedback lists yours",
                 code="feedback_not_found", status=404,
             )  # fmt: skip
+        principal.require(found.given.completion_id if found.given is not None else None)
         return found
 
     def explain(self, feedback: Feedback) -> Explanation:
@@ -243,24 +270,11 @@ class Desk:
 
         Raises `RequestRefused`.
         """
+        principal.require(feedback.completion_id)
         if feedback.completion_id is None:
             return conversation_of(principal.name, {"messages": feedback.messages or []})
-        view = self._gateway.buffer.view
-        exchange = await asyncio.to_thread(view.exchange, feedback.completion_id)
-        conversation = self._gateway.receipts.conversation(feedback.completion_id, principal.name)
-        if conversation is None:
-            if exchange is not None and exchange.opened.principal == principal.name:
-                raise RequestRefused(
-                    f"{feedback.completion_id} is yours, but was given by a server with another secret",
-                    "give all servers of one log the same [server] secret (or the same file `secret` in their"
-                    " state directories)",
-                    code="receipt_secret_differs", status=503, param="completion_id",
-                )  # fmt: skip
-            raise RequestRefused(
-                f"{feedback.completion_id!r} is not one of your completions",
-                "give the id of a reply that you received and did not ask for with store: false",
-                code="completion_not_found", status=404, param="completion_id",
-            )  # fmt: skip
+        conversation = await own_conversation(self._gateway, principal, feedback.completion_id)
+        exchange = await asyncio.to_thread(self._gateway.buffer.view.exchange, feedback.completion_id)
         lessons.check_choice(feedback, exchange)
         return conversation
 

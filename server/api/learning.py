@@ -46,7 +46,7 @@ def learning_router(gateway: Gateway) -> APIRouter:
 
     @routes.post("/rounds", status_code=202, responses=errors(503), summary="Ask for a round now")
     async def ask_for_round(request: Request, wanted: RoundWanted | None = None) -> RoundAsked:
-        by = gateway.admin(request)
+        by = gateway.principal(request, "learn")
         asked = RoundRequested(
             request_id=f"round-request-{gateway.new_uuid()}",
             by=by.name,
@@ -56,7 +56,7 @@ def learning_router(gateway: Gateway) -> APIRouter:
         return {"id": asked.request_id, "object": "round.requested", "include": asked.include}
 
     async def switch(request: Request, why: Switch | None, *, paused: bool) -> Learning:
-        by = gateway.admin(request)
+        by = gateway.principal(request, "learn")
         await gateway.write([LearningSwitched(paused=paused, by=by.name, why=why.why if why else "")])
         await gateway.until(lambda: (gateway.buffer.view.paused() is not None) is paused)
         return await asyncio.to_thread(describe_learning, gateway, time.time())

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
@@ -14,6 +14,9 @@ from buffer.view import Feedback
 from server.api.schemas import FeedbackFate
 from server.errors import RequestRefused
 
+T = TypeVar("T", bound=BaseModel)
+
+DAY_S = 86400
 MAX_BATCH = 1000
 MAX_KEY = 255
 
@@ -78,6 +81,14 @@ TaughtMessage = Annotated[
         }
     ),
 ]
+
+
+class TokenWanted(BaseModel):
+    """Which completion to give away to be corrected, and for how many seconds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    completion_id: str = Field(max_length=200)
+    expires_in: int = Field(7 * DAY_S, ge=1, le=90 * DAY_S)
 
 
 class FeedbackIn(BaseModel):
@@ -183,6 +194,16 @@ def describe(feedback: Feedback) -> FeedbackFate:
     }
 
 
+def validated(model: type[T], body: object, where: str = "") -> T:
+    """A body, or the part of one that is at `where`. Raises `RequestRefused` naming the first problem."""
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        param = where + ".".join(str(part) for part in first["loc"])
+        raise RequestRefused(f"{param}: {first['msg']}".lstrip(": "), "see /docs", param=param) from None
+
+
 def _parse_one(body: object, where: str, max_chars: int) -> FeedbackIn:
     if isinstance(body, dict) and body.get("kind") == "follow_up":
         raise RequestRefused(
@@ -190,12 +211,7 @@ def _parse_one(body: object, where: str, max_chars: int) -> FeedbackIn:
             "send the user's turn to /v1/chat/completions, or post what it says as a correction",
             param=where + "kind",
         )
-    try:
-        feedback = FeedbackIn.model_validate(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        param = where + ".".join(str(part) for part in first["loc"])
-        raise RequestRefused(f"{param}: {first['msg']}".lstrip(": "), "see /docs", param=param) from None
+    feedback = validated(FeedbackIn, body, where)
     _check_fields(feedback, where)
     if feedback.text is not None:
         _check_text(feedback.text, where + "text", max_chars)

@@ -33,7 +33,7 @@ def problem(error: ServerError | BufferError) -> Problem:
         error.message,
         error.hint,
         param=error.param if isinstance(error, RequestRefused) else None,
-        retry_after_s=error.retry_after_s if isinstance(error, EngineUnavailable) else None,
+        retry_after_s=error.retry_after_s if isinstance(error, EngineUnavailable | RequestRefused) else None,
     )
 
 

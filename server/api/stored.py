@@ -16,7 +16,10 @@ from server.api.feedback import Mine
 from server.api.schemas import CompletionDeleted, StoredCompletion, StoredCompletions, StoredMessages
 from server.errors import RequestRefused
 from server.gateway import Gateway
+from server.identity import Principal
 
+READING = ("infer", "feedback")
+"""Who asks may read its answers, and who corrects them, too."""
 Limit = Annotated[int, Query(ge=1, le=100)]
 After = Annotated[str | None, Query(description="the last id of the page before")]
 Order = Literal["asc", "desc"]
@@ -57,7 +60,7 @@ def router(gateway: Gateway) -> APIRouter:
         corrected: Corrected = None,
         mine: Mine = False,
     ) -> StoredCompletions:
-        principal = gateway.principal(request)
+        principal = gateway.principal(request, *READING)
         wanted = {
             name[len("metadata[") : -1]: value
             for name, value in request.query_params.items()
@@ -86,7 +89,8 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.get("/{completion_id}", responses=errors(404), summary="A stored completion")
     async def one(request: Request, completion_id: str) -> StoredCompletion:
-        return describe(await own(gateway, request, completion_id))
+        principal = gateway.principal(request, *READING, tokens=True)
+        return describe(await own(gateway, principal, completion_id))
 
     summary = "What a stored completion was asked"
 
@@ -94,7 +98,8 @@ def router(gateway: Gateway) -> APIRouter:
     async def messages(
         request: Request, completion_id: str, limit: Limit = 20, after: After = None, order: Order = "asc"
     ) -> StoredMessages:
-        exchange = await own(gateway, request, completion_id)
+        principal = gateway.principal(request, *READING, tokens=True)
+        exchange = await own(gateway, principal, completion_id)
         asked: list[Any] = [
             {"id": f"{completion_id}-{index}", **message}
             for index, message in enumerate(exchange.opened.request.get("messages", []))
@@ -116,16 +121,17 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.delete("/{completion_id}", responses=errors(404, 503), summary=summary)
     async def erase(request: Request, completion_id: str) -> CompletionDeleted:
-        await own(gateway, request, completion_id)
-        await erasure.erase_exchanges(gateway, [completion_id], gateway.principal(request).name)
+        principal = gateway.principal(request, "infer")
+        await own(gateway, principal, completion_id)
+        await erasure.erase_exchanges(gateway, [completion_id], principal.name)
         return {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
 
     return routes
 
 
-async def own(gateway: Gateway, request: Request, completion_id: str) -> Exchange:
-    """A stored exchange of the caller's (an admin sees everybody's). Raises `RequestRefused` (404)."""
-    principal = gateway.principal(request)
+async def own(gateway: Gateway, principal: Principal, completion_id: str) -> Exchange:
+    """A stored exchange of the caller's (an admin sees everybody's). Raises `RequestRefused` (403, 404)."""
+    principal.require(completion_id)
     found = await asyncio.to_thread(gateway.buffer.view.exchange, completion_id)
     if found is None or not (principal.admin or found.opened.principal == principal.name):
         raise RequestRefused(

@@ -80,6 +80,7 @@ def examine(options: argparse.Namespace) -> "Iterator[Finding]":
     yield made("model", check_model_there, settings)
     yield made("adapters", check_adapters, state / "adapters", settings.engine.max_lora_rank)
     yield made("vLLM", check_vllm, settings.engine.url)
+    yield made("keys", check_keys, settings, readable)
     yield made("server", check_server, state, options.key)
 
 
@@ -118,6 +119,35 @@ def check_adapters(adapters: Path, max_rank: int) -> "Finding":
         todo = "restore it from a backup; while it is damaged it is not served: promote another policy"
         return Finding("adapters", "wrong", f"{len(damaged)} of {count} damaged: {damaged[0]}", todo)
     return Finding("adapters", "ok", f"{count} verified")
+
+
+def check_keys(settings: "Settings", readable: bool) -> "Finding":
+    """Somebody may call where other machines can, and somebody is an admin."""
+    from buffer.checkup import Finding
+    from server.commands.state import keys_of, log_of
+    from server.config import is_loopback
+
+    config, names, ever = settings.server, set(settings.server.keys), bool(settings.server.keys)
+    admins = names & set(config.admins)
+    if readable:
+        with log_of(settings.shared, settings.buffer, name="doctor") as log:
+            logged = keys_of(log)
+        if twice := sorted(names & {key.principal for key, _ in logged.added}):
+            says = f"{', '.join(twice)}: both in [server.keys] and in the log"
+            return Finding("keys", "wrong", says, f"`apprentice keys revoke {twice[0]}`")
+        names |= {key.principal for key, _ in logged.added}
+        admins |= {key.principal for key, _ in logged.added if "admin" in key.scopes}
+        ever = ever or logged.ever
+    add = "`apprentice keys add NAME --scope admin`"
+    if not names and not is_loopback(config.host):
+        return Finding("keys", "wrong", f"nobody has one, and {config.host} is open to others", add)
+    if not names and ever:
+        return Finding("keys", "wrong", "every key was revoked, so nobody may call", add)
+    if not names:
+        return Finding("keys", "ok", "none: only programs on this machine may call")
+    if not admins:
+        return Finding("keys", "warning", f"{len(names)}, none of an admin", add)
+    return Finding("keys", "ok", f"{len(names)}; admin: {', '.join(sorted(admins))}")
 
 
 def check_vllm(url: str | None) -> "Finding":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from buffer.config import BufferConfig, Shared
     from buffer.log import Log
     from buffer.taught import Taught
+    from buffer.view import Keys
 
 LOCKS = {
     "a supervisor (`apprentice up`)": "run/up.lock",
@@ -63,6 +64,26 @@ def lessons_of(log: "Log", principal: str | None = None) -> "tuple[list[Taught],
 
     with TemporaryDirectory(prefix="apprentice-") as folder, closing(View(Path(folder) / "view.db")) as view:
         return collect(log, view, principal)
+
+
+def keys_of(log: "Log") -> "Keys":
+    """The keys of a log: as its readers know them, and with what was appended here that they do not have yet.
+
+    Raises `LogUnavailable`.
+    """
+    from buffer.log import read_to_end
+    from buffer.view import View
+
+    passed_over = {stream: at for stream, at in log.ends().items() if stream != "control"}
+    with closing(View(":memory:")) as view:
+        for records, positions in read_to_end(log, passed_over):
+            view.apply(records, positions)
+        last = log.last("control")
+        after = view.seen(last.source, "control") if last is not None else 0
+        while records := log.appended("control", after):
+            view.apply(records, {})
+            after = records[-1].sequence
+        return view.keys()
 
 
 @contextmanager

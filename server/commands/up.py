@@ -25,6 +25,8 @@ from server.config import ServerConfig
 
 POLL_S = 1.0
 SILENT = "the gateway does not answer"
+WITH_KEYS = "who calls needs one: apprentice keys add NAME"
+WITHOUT_KEYS = "no keys: only programs on this machine may call, until apprentice keys add NAME"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -157,13 +159,25 @@ def why_not_ready(url: str) -> str:
     return ""
 
 
+def needs_key(url: str) -> bool:
+    """Whether the gateway refuses who comes without a key."""
+    try:
+        Client(url, timeout_s=5.0).get("/v1/models")
+    except CallFailed as error:
+        return error.status == 401
+    except ServerSilent:
+        return False
+    return False
+
+
 def _python(module: str) -> list[str]:
     """The command of one of our modules; -P, lest a directory of that name where we stand is taken for it."""
     return [sys.executable, "-P", "-m", module]
 
 
 def _next_steps(url: str, settings: Settings) -> str:
-    key = " -H 'authorization: Bearer YOUR_KEY'" if settings.server.keys else ""
+    with_key = needs_key(url)
+    key = " -H 'authorization: Bearer YOUR_KEY'" if with_key else ""
     body = f'{{"model": "{settings.shared.alias}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     command = _command()
     found = "" if settings.shared.state == Path(".apprentice").absolute() else f" --url {url}"
@@ -172,6 +186,7 @@ def _next_steps(url: str, settings: Settings) -> str:
         f"  ask      curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'\n"
         f"  teach    {command} demo{found}\n"
         f"  look     {command} status{found}\n"
+        f"  keys     {WITH_KEYS if with_key else WITHOUT_KEYS}\n"
         f"  state    {settings.shared.state}\n"
         "  stop     Ctrl-C"
     )

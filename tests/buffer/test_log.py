@@ -1,12 +1,13 @@
 """What every log promises, whatever holds the records."""
 
+import itertools
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
-from buffer.log import MAX_DATA_BYTES, Log, LogUnavailable, RecordTooLarge
+from buffer.log import MAX_DATA_BYTES, Log, LogUnavailable, RecordTooLarge, read_to_end
 from buffer.records import STREAMS, Positions, Record
 from tests.buffer.conftest import START, Open, ids, make, read_until
 
@@ -198,3 +199,12 @@ def test_a_restart_keeps_records_source_and_positions(open_durable: Open) -> Non
     assert after[6].id == "exchanges-10"
     assert after[6].source == before[0].source
     assert after[6].sequence > before[-1].sequence
+
+
+def test_reading_comes_to_an_end_where_the_last_records_are_passed_over(log: Log) -> None:
+    log.append([make(1, stream="control"), make(2), make(3)]).result()
+    read_until(log, 3)
+    past = {stream: at for stream, at in log.ends().items() if stream != "control"}
+    batches = list(itertools.islice(read_to_end(log, past), 50))
+    assert ids([record for records, _ in batches for record in records]) == ["control-1"]
+    assert len(batches) < 50

@@ -9,7 +9,7 @@ from buffer.view import View
 from tests import recorded
 from tests.buffer.conftest import START
 
-RECORDS = recorded.records()
+RECORDS = recorded.everything()
 
 
 def view_of(records: list[Record]) -> View:
@@ -45,6 +45,9 @@ def test_the_story_ends_as_it_did() -> None:
     paused, report = view.paused(), view.report()
     assert paused is not None and paused.why == "night"
     assert report is not None and (report[0].step, report[0].loss) == (3, 0.5)
+    assert [(key.principal, key.digest[:2], key.scopes) for key, _ in view.keys().added] == [
+        ("ann", "a1", ["infer", "feedback"]), ("ben", "b2", ["learn", "of-the-future"]),
+    ]  # fmt: skip
     exchange = view.exchange("chatcmpl-1")
     assert exchange is not None and exchange.closed is not None
     assert exchange.closed.choices[0].logprobs == [-0.25, -1.5, -0.125, -3.0]

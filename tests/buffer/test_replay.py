@@ -18,7 +18,7 @@ from buffer.view import View
 from tests import recorded
 from tests.buffer.conftest import START, make, read_until
 
-RECORDS = recorded.records()
+RECORDS = recorded.everything()
 
 
 def kept(path: Path, log: Log) -> Path:
@@ -54,10 +54,11 @@ def filled(log: Log) -> Log:
         None,
         From(),
         From({"rounds": {0: 30}, "control": {0: 25}}),
+        *(From({"control": {0: first}}) for first in range(44, 52)),
         From(time=START + timedelta(seconds=20)),
         From({"exchanges": {0: 10**6}}),
     ],
-    ids=["all", "again", "positions", "time", "beyond the end"],
+    ids=["all", "again", "positions", *["keys"] * 8, "time", "beyond the end"],
 )
 def test_nothing_differs_wherever_it_begins(filled: Log, tmp_path: Path, begin: From | None) -> None:
     there = kept(tmp_path / "there.db", filled)

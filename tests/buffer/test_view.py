@@ -23,6 +23,8 @@ from buffer.records import (
     FeedbackGiven,
     FeedbackTriaged,
     FeedbackWithdrawn,
+    KeyAdded,
+    KeyRevoked,
     LearnerReported,
     LearningSwitched,
     Message,
@@ -34,7 +36,7 @@ from buffer.records import (
     RoundPlanned,
     RoundRequested,
 )
-from buffer.view import View
+from buffer.view import Keys, View
 from tests.buffer.conftest import START
 
 CLOCK = itertools.count()
@@ -518,4 +520,60 @@ def test_however_streams_are_mixed_and_batched_the_view_ends_up_the_same(data: s
     assert view.count_feedback() == {("withdrawn", "", True): 1, ("erased", "", True): 1}
     assert view.exchange("c-1") is not None and view.exchange("c-2") is None
     assert view.alias("apprentice").version == 1
+    view.close()
+
+
+# --- who may call ------------------------------------------------------------------------------------
+
+
+def added(principal: str, digest: str = "a") -> KeyAdded:
+    return KeyAdded(principal=principal, digest=digest * 64, scopes=["infer"], by="op")
+
+
+def in_force(view: View) -> list[str]:
+    return [f"{key.principal} {key.digest[0]}" for key, _ in view.keys().added]
+
+
+def test_a_key_counts_until_it_is_revoked_and_then_another_may_follow(log: Written) -> None:
+    assert not log.view.keys().ever
+    log.write(added("ann"), added("ben", "b"))
+    assert in_force(log.view) == ["ann a", "ben b"]
+    log.write(KeyRevoked(principal="ann", by="op"), KeyRevoked(principal="nobody", by="op"))
+    assert in_force(log.view) == ["ben b"]
+    log.write(added("ann", "c"))
+    assert in_force(log.view) == ["ann c", "ben b"]
+
+
+def test_of_two_keys_of_a_name_the_first_in_the_log_counts(log: Written) -> None:
+    log.write(added("ann"), added("ann", "b"))
+    assert in_force(log.view) == ["ann a"]
+
+
+def test_that_there_was_a_key_is_never_forgotten_but_with_the_whole_view(log: Written) -> None:
+    log.write(added("ann"), KeyRevoked(principal="ann", by="op"))
+    assert log.view.keys() == Keys((), ever=True)
+    log.view.forget()
+    assert log.view.keys() == Keys((), ever=False)
+
+
+def test_who_may_call_is_the_same_object_until_control_says_more(log: Written) -> None:
+    log.write(added("ann"))
+    before = log.view.keys()
+    log.write(LearnerReported(state="waiting", why="x"))
+    assert log.view.keys() is before
+    log.write(KeyRevoked(principal="ann", by="op"))
+    assert log.view.keys() is not before
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz-")), max_size=12), st.integers(0, 12))
+def test_keys_applied_once_more_from_anywhere_change_nothing(said: list[tuple[str, str]], first: int) -> None:
+    payloads: list[Payload] = [
+        KeyRevoked(principal=who, by="op") if what == "-" else added(who, what) for who, what in said
+    ]
+    records = [replace(envelope(p), source="/s", sequence=n) for n, p in enumerate(payloads, start=1)]
+    view = View(":memory:")
+    view.apply(records, {})
+    before = view.keys()
+    view.apply(records[first:], {}, again=True)
+    assert view.keys() == before
     view.close()

@@ -12,6 +12,7 @@ import yaml
 from dockerfile_parse import DockerfileParser
 
 from buffer.config import BufferConfig, Shared, load
+from buffer.view import Keys as Logged
 from learner.config import LearnerConfig
 from server.config import EngineConfig, ServerConfig
 from server.engine import vllm_args
@@ -55,9 +56,9 @@ def variables(secrets: Path) -> dict[str, str]:
 def test_the_keys_that_are_made_open_the_server(secrets: Path, tmp_path: Path) -> None:
     (empty := tmp_path / "apprentice.toml").touch()
     config = load(ServerConfig, "server", file=empty, env=variables(secrets))
-    keys = Keys(config.keys, config.admins)
+    keys = Keys.of(config, Logged())
     for name, admin in (("admin", True), ("metrics", False)):
-        caller = keys.principal(f"Bearer {(secrets / f'{name}.key').read_text()}")
+        caller = keys.principal((secrets / f"{name}.key").read_text().strip())
         assert caller is not None
         assert (caller.name, caller.admin) == (name, admin)
 

@@ -144,6 +144,56 @@ def test_without_keys_another_sites_page_can_teach_it_nothing(processes: Process
     assert httpx.post(f"{url}/v1/feedback", json=body).status_code == 202
 
 
+def keys(processes: Processes, *arguments: str) -> str:
+    """What `apprentice keys` prints, as a process beside the gateway's."""
+    command = [sys.executable, "-m", "server.cli", "keys", *arguments, "--state", str(processes.state)]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("APPRENTICE_")}
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def status_of(url: str, key: str) -> int:
+    return httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+
+
+def until_status(url: str, key: str, status: int) -> None:
+    for _ in range(2400):
+        if status_of(url, key) == status:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"never {status}")
+
+
+def test_a_key_that_was_made_before_the_first_start_lets_others_in(processes: Processes) -> None:
+    key = keys(processes, "add", "ann", "--scope", "infer")
+    processes.start(APPRENTICE_SERVER_HOST="0.0.0.0")  # noqa: S104
+    url = processes.wait_until_ready()
+    assert (status_of(url, key), status_of(url, "wrong")) == (200, 401)
+
+
+def test_a_running_gateway_obeys_keys_and_revocations(processes: Processes) -> None:
+    processes.start()
+    url = processes.wait_until_ready()
+    assert status_of(url, "none") == 200
+    key = keys(processes, "add", "ann")
+    until_status(url, "none", 401)
+    assert status_of(url, key) == 200
+    keys(processes, "revoke", "ann")
+    until_status(url, key, 401)
+    assert status_of(url, "none") == 401
+
+
+def test_a_name_may_not_have_two_keys(processes: Processes) -> None:
+    keys(processes, "add", "ann")
+    first = processes.start()
+    processes.wait_until_ready()
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(120) == 0
+    second = processes.start(APPRENTICE_SERVER_KEYS_ANN="ab" * 32)
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert "ann: both in [server.keys] and" in said
+
+
 async def until_refused(url: str) -> None:
     async with httpx.AsyncClient() as client:
         for _ in range(2400):
@@ -192,7 +242,7 @@ def test_one_gateway_owns_a_state_directory(processes: Processes) -> None:
 @pytest.mark.parametrize(
     ("env", "said"),
     [
-        ({"APPRENTICE_SERVER_HOST": "0.0.0.0"}, "[server.keys]"),  # noqa: S104
+        ({"APPRENTICE_SERVER_HOST": "0.0.0.0"}, "apprentice keys add"),  # noqa: S104
         ({"APPRENTICE_MODEL": "smollm2-135m-instruct"}, "has not been fetched"),
         ({"APPRENTICE_SERVER_PROT": "1"}, "port"),
         ({"APPRENTICE_SERVER_SECRET": "too short"}, "hex digits"),

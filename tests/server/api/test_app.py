@@ -1,4 +1,5 @@
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,7 +7,8 @@ import pytest
 from buffer.records import LearningSwitched, Record
 from server.api.app import create_app
 from server.metrics import without_hidden
-from tests.server.running import Running
+from tests.server.running import KEYS, Running, hashed
+from tests.server.stub_policies import StubPolicies
 
 ASKED = {"model": "apprentice", "messages": [{"role": "user", "content": "x"}]}
 
@@ -31,6 +33,7 @@ GUARDED = [
     ("GET", "/v1/models"),
     ("POST", "/v1/feedback"),
     ("POST", "/v1/feedback/preview"),
+    ("POST", "/v1/feedback/tokens"),
     ("GET", "/v1/feedback"),
     ("GET", "/v1/feedback/x"),
     ("GET", "/v1/feedback/x/explanation"),
@@ -66,7 +69,14 @@ def test_every_route_is_tried_by_a_stranger(running: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/completions", "/v1/feedback", "/v1/feedback/preview"]
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/feedback",
+        "/v1/feedback/preview",
+        "/v1/feedback/tokens",
+    ],
 )
 @pytest.mark.parametrize("body", [b"", b"{", b"[1,", b'{"a": NaN}', b'"\\ud800"', b"\xff", b"[" * 5000])
 def test_bad_json_is_refused(running: Running, path: str, body: bytes) -> None:
@@ -95,6 +105,46 @@ def test_a_body_above_the_limit_is_refused_announced_or_not(running: Running) ->
         assert refused.status_code == 413
         assert error_of(refused)["code"] == "body_too_large"
     assert running.client().post("/v1/chat/completions", json=ASKED).status_code == 200
+
+
+PAGE = {"origin": "https://app.example"}
+
+
+def test_pages_of_the_listed_sites_may_call_the_api_and_read_refusals(tmp_path: Path) -> None:
+    running = Running(
+        tmp_path, StubPolicies, keys=hashed(KEYS), browser_origins=[PAGE["origin"]], max_body_bytes=1000
+    )
+    client, path = running.client(), "/v1/chat/completions"
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,x-any"}
+    allowed = client.options(path, headers=PAGE | asks)
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == PAGE["origin"]
+    assert allowed.headers["access-control-allow-headers"] == "authorization,x-any"
+    elsewhere = {"origin": "https://elsewhere.example"}
+    assert "access-control-allow-origin" not in client.options(path, headers=elsewhere | asks).headers
+    answers = [
+        client.post(path, json=ASKED, headers=PAGE),
+        client.post(path, content=b"x" * 2000, headers=PAGE),
+        client.post(path, content=iter([b"x" * 2000]), headers=PAGE),
+        running.client("wrong").get("/v1/models", headers=PAGE),
+        client.get("/v1/nothing", headers=PAGE),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 413, 413, 401, 404]
+    for answer in answers:
+        assert answer.headers["access-control-allow-origin"] == PAGE["origin"]
+        assert answer.status_code == 200 or error_of(answer)["code"]
+    assert "x-policy" in answers[0].headers["access-control-expose-headers"]
+    for other in (client.post(path, json=ASKED, headers=elsewhere), client.get("/healthz", headers=PAGE)):
+        assert other.status_code == 200
+        assert "access-control-allow-origin" not in other.headers
+    running.stop()
+
+
+def test_no_page_of_another_site_may_call_where_none_is_listed(running: Running) -> None:
+    client = running.client()
+    asks = {"access-control-request-method": "POST"}
+    assert client.options("/v1/chat/completions", headers=PAGE | asks).status_code == 405
+    assert "access-control-allow-origin" not in client.get("/v1/models", headers=PAGE).headers
 
 
 def test_unknown_routes_and_methods_have_the_same_shape(running: Running) -> None:

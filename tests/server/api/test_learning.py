@@ -127,7 +127,7 @@ def test_an_admin_pauses_resumes_and_asks_for_a_round(running: Running) -> None:
 )
 def test_only_admins_decide(running: Running, path: str) -> None:
     refused = running.client().post(path)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "not_an_admin")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "missing_scope")
     assert running.log.batches == []
 
 

@@ -140,3 +140,30 @@ def test_a_server_that_is_gone_without_a_word_is_wrong(tmp_path: Path) -> None:
     write_durably(tmp_path / RUN_FILE, b'{"url": "http://127.0.0.1:9", "pid": 1}')
     found = check_server(tmp_path, None)
     assert found.verdict == "wrong" and "make up" in found.todo
+
+
+def test_it_says_who_may_call(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def of_keys() -> tuple[str, str]:
+        cli.main(["doctor", "--json", "--config", str(config)])
+        (found,) = (one for one in json.loads(capsys.readouterr().out) if one["check"] == "keys")
+        return found["verdict"], found["says"]
+
+    def keys(*arguments: str) -> None:
+        assert cli.main(["keys", *arguments, "--config", str(config)]) == 0
+        capsys.readouterr()
+
+    assert of_keys() == ("ok", "none: only programs on this machine may call")
+    keys("add", "ann")
+    assert of_keys() == ("warning", "1, none of an admin")
+    keys("add", "root", "--scope", "admin")
+    assert of_keys() == ("ok", "2; admin: root")
+    keys("revoke", "ann")
+    keys("revoke", "root")
+    assert of_keys() == ("wrong", "every key was revoked, so nobody may call")
+    config.write_text(f'{config.read_text()}[server]\nhost = "0.0.0.0"\n')
+    verdict, says = of_keys()
+    assert verdict == "wrong" and "open to others" in says
+    keys("add", "ann")
+    config.write_text(f'{config.read_text()}[server.keys]\nann = "{"ab" * 32}"\n')
+    verdict, says = of_keys()
+    assert verdict == "wrong" and "both" in says

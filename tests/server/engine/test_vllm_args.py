@@ -91,11 +91,11 @@ def test_other_urls_are_refused(url: str) -> None:
         load(EngineConfig, "engine", env={}, flags={"url": url})
 
 
-def test_without_keys_only_this_machine_may_call() -> None:
-    with pytest.raises(ConfigError, match=r"\[server.keys\]"):
-        load(ServerConfig, "server", env={}, flags={"host": "0.0.0.0"})  # noqa: S104
-    assert ServerConfig(host="::1").host == "::1"
-    assert ServerConfig(host="0.0.0.0", keys={"ann": "a" * 64}, admins=["ann"]).admins == ["ann"]  # noqa: S104
+@pytest.mark.parametrize("origin", ["*", "app.example", "https://app.example/", "https://app.example/x"])
+def test_an_origin_is_what_a_browser_sends(origin: str) -> None:
+    with pytest.raises(ConfigError, match="browser_origins"):
+        load(ServerConfig, "server", env={}, flags={"browser_origins": [origin]})
+    assert ServerConfig(browser_origins=["https://app.example", "http://localhost:3000"])
 
 
 def test_an_admin_needs_a_key() -> None:
