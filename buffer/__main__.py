@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from buffer import files
+from buffer import files, logs
 from buffer.backend import journal_path
 from buffer.config import BufferConfig, ConfigError, Shared, load
 from buffer.journal import Journal
@@ -22,9 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--state", type=Path, help="the state directory")
     parser.add_argument("--drain", type=float, default=10.0, metavar="S", help="seconds to finish in")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         shared = load(Shared, file=options.config, flags={"state": options.state})
+        logs.configure(shared.log_format)
         config = load(BufferConfig, "buffer", file=options.config)
     except ConfigError as error:
         return _fail(error, 2)

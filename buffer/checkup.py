@@ -12,6 +12,7 @@ import sqlite3
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,14 @@ from buffer.log import BufferError
 LOW_BYTES, TOO_LOW_BYTES = 2 << 30, 64 << 20
 SLOW_FSYNC_S = 0.1
 NEARLY_FULL = 0.9
+LARGE_BYTES = 10 << 30
+BOUNDS = {
+    "adapters": "keep fewer old releases: lower keep in [buffer.adapters]",
+    "journal.db": "it keeps everything: max_bytes in [buffer] bounds it, and a broker takes over what is old",
+    "server": "its look-ups grow with the log: `apprentice erase` what need not be kept",
+    "learner": "its look-ups grow with the log: `apprentice erase` what need not be kept",
+}
+"""What keeps a part of the state directory small."""
 LAG_RECORDS = 10_000
 CLOCK_S = 60
 
@@ -57,6 +66,23 @@ def check_state(state: Path) -> Finding:
     if state.stat().st_mode & 0o077:
         return Finding(name, "warning", f"others may enter {state}", f"chmod 700 {state}")
     return Finding(name, "ok", f"{state}, {free >> 30} GB free")
+
+
+def check_size(state: Path) -> Finding:
+    """What the state directory holds, and whether a part of it has grown large."""
+    sizes: Counter[str] = Counter()
+    for folder, _, names in os.walk(state):
+        for name in names:
+            file = Path(folder, name)
+            part = file.relative_to(state).parts[0].removesuffix("-wal").removesuffix("-shm")
+            with contextlib.suppress(FileNotFoundError):  # it has just been deleted
+                sizes[part] += file.lstat().st_size
+    largest = ", ".join(f"{part} {size / 1e6:.0f} MB" for part, size in sizes.most_common(3))
+    said = f"{sizes.total() / 1e6:.0f} MB" + (f": {largest}" if largest else "")
+    for part, size in sizes.most_common(1):
+        if size > LARGE_BYTES:
+            return Finding("size", "warning", said, BOUNDS.get(part, f"look into {state / part}"))
+    return Finding("size", "ok", said)
 
 
 def check_fsync(state: Path) -> Finding:

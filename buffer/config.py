@@ -50,6 +50,9 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+LogFormat = Literal["text", "json"]
+
+
 class Shared(Table):
     """The top-level keys of `apprentice.toml`, which every process reads."""
 
@@ -59,6 +62,8 @@ class Shared(Table):
     """The built-in model (fetched from PyPI), a directory, or a hub id."""
     alias: str = Field(default="apprentice", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     """The model name that clients ask for."""
+    log_format: LogFormat = "text"
+    """Of what all processes log: lines for people, or one JSON object a line (`buffer.logs`)."""
 
 
 class KafkaConfig(Table):
@@ -109,7 +114,8 @@ class AdaptersConfig(Table):
     options: dict[str, Any] = Field(default={}, repr=False)
     """Of fsspec's file system, such as `endpoint_url`. Credentials are better left to its own environment."""
     keep: int = Field(default=100, ge=3)
-    """How many releases stay in the store; those that the log still needs always do."""
+    """How many releases stay: in the store, or where there is none in the state directory. Those that the log
+    still needs always do."""
 
     @field_serializer("options")
     def _mask(self, value: dict[str, Any]) -> dict[str, Any]:

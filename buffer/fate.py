@@ -77,6 +77,28 @@ class Fate:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """The learner's judgement: a stable `reason` and a `detail` for people, as in `records.Decision`."""
+
+    at: float
+    decision: Literal["accepted", "quarantined", "skipped"]
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """When what decides a piece of feedback's fate was recorded, in Unix seconds, and by whom."""
+
+    judged: Judged | None = None
+    withdrawn: tuple[float, str] | None = None
+    """When it was withdrawn, and by whom."""
+    erased: float | None = None
+    rejected: Mapping[int, float] = field(default_factory=dict)
+    """When a server refused which release."""
+
+
+@dataclass(frozen=True, slots=True)
 class FeedbackFact:
     """What the log says about one piece of feedback, apart from its content."""
 

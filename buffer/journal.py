@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import queue
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -30,6 +31,7 @@ from buffer.log import (
     LogMisconfigured,
     LogNotEmpty,
     LogUnavailable,
+    Space,
     refuse_too_large,
 )
 from buffer.records import KEYED, STREAMS, Positions, Record, Stream, timestamp
@@ -73,6 +75,7 @@ class Journal:
 
     def __init__(self, path: Path, *, max_bytes: int = 0) -> None:
         self.path = path
+        self._max_bytes = max_bytes
         with _translated(path):
             self._db = _open(path)
             self._reader = _connect(path)
@@ -184,6 +187,12 @@ class Journal:
 
     def backlog(self) -> Backlog:
         return Backlog()
+
+    def space(self) -> Space:
+        names = ("page_count", "freelist_count", "page_size")
+        pages, unused, size = (int(self.query(f"PRAGMA {name}")[0][0]) for name in names)
+        free = shutil.disk_usage(self.path.parent).free
+        return Space((pages - unused) * size, self._max_bytes, free)
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a SELECT, from a connection of its own: it never waits for a commit."""

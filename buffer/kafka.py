@@ -23,7 +23,7 @@ from buffer import outbox
 from buffer.binding import from_message
 from buffer.config import KafkaConfig
 from buffer.journal import Journal
-from buffer.log import Backlog, LogUnavailable
+from buffer.log import Backlog, LogUnavailable, Space
 from buffer.records import STREAMS, Positions, Record, Stream, UnreadableRecord
 from buffer.topics import METADATA_AGE_MS, connect, topic_of
 
@@ -83,6 +83,9 @@ class KafkaLog:
 
     def backlog(self) -> Backlog:
         return replace(outbox.backlog(self.journal), unreadable=self._unreadable)
+
+    def space(self) -> Space:
+        return self.journal.space()
 
     def close(self) -> None:
         with self._lock:

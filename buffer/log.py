@@ -75,6 +75,17 @@ class Backlog:
     """Messages passed over by this process because they are no records."""
 
 
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a log takes of this machine, in bytes."""
+
+    used: int = 0
+    limit: int = 0
+    """Where appending ends; 0 leaves it to the disk."""
+    free: int | None = None
+    """Left on the disk. None for a log that is on none."""
+
+
 class Log(Protocol):
     """An append-only set of streams, each split into partitions that are ordered."""
 
@@ -116,6 +127,10 @@ class Log(Protocol):
 
     def backlog(self) -> Backlog:
         """What waits here for a broker. Works without one."""
+        ...
+
+    def space(self) -> Space:
+        """How much of this machine it takes, and what is left."""
         ...
 
     def close(self) -> None:

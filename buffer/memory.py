@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime
 
-from buffer.log import Backlog, BufferError, LogUnavailable, refuse_too_large
+from buffer.log import Backlog, BufferError, LogUnavailable, Space, refuse_too_large
 from buffer.records import STREAMS, Positions, Record, Stream, timestamp
 
 
@@ -64,6 +64,9 @@ class MemoryLog:
 
     def backlog(self) -> Backlog:
         return Backlog()
+
+    def space(self) -> Space:
+        return Space()
 
     def close(self) -> None:
         with self._changed:

@@ -9,6 +9,7 @@ for the records within it, too: a withdrawal may come before its feedback.
 import hashlib
 import json
 import sqlite3
+import unicodedata
 from typing import Any
 
 from buffer.records import (
@@ -32,28 +33,33 @@ from buffer.records import (
     UnreadableRecord,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SCHEMA = """
 CREATE TABLE positions (stream TEXT, partition INT, offset INT,
                         PRIMARY KEY (stream, partition)) WITHOUT ROWID;
 CREATE TABLE watermarks (source TEXT, stream TEXT, partition INT, sequence INT,
                          PRIMARY KEY (source, stream, partition)) WITHOUT ROWID;
 CREATE TABLE exchanges (completion_id TEXT PRIMARY KEY, principal TEXT, question TEXT, created REAL,
-                        opened BLOB, closed BLOB, erased INT NOT NULL DEFAULT 0);
+                        policy INT, erased INT NOT NULL DEFAULT 0, asked TEXT, answered TEXT,
+                        opened BLOB, closed BLOB);
 CREATE INDEX exchanges_by_principal ON exchanges (principal, created, completion_id);
+CREATE INDEX exchanges_by_time ON exchanges (created, completion_id);
 CREATE INDEX exchanges_by_question ON exchanges (question, created);
 CREATE TABLE feedback (feedback_id TEXT PRIMARY KEY, principal TEXT, completion_id TEXT, question TEXT,
                        teaches INT, idempotency_key TEXT, received REAL, given BLOB,
-                       withdrawn INT NOT NULL DEFAULT 0, erased INT NOT NULL DEFAULT 0);
+                       withdrawn INT NOT NULL DEFAULT 0, erased INT NOT NULL DEFAULT 0, erased_at REAL);
 CREATE INDEX feedback_by_exchange ON feedback (completion_id);
 CREATE INDEX feedback_by_question ON feedback (principal, question);
 CREATE UNIQUE INDEX feedback_by_key ON feedback (principal, idempotency_key);
-CREATE TABLE withdrawals (feedback_id TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE decisions (feedback_id TEXT PRIMARY KEY, decision TEXT, reason TEXT) WITHOUT ROWID;
-CREATE TABLE rounds (round INTEGER PRIMARY KEY, planned BLOB, planned_at REAL, ended BLOB, ended_at REAL);
+CREATE TABLE withdrawals (feedback_id TEXT PRIMARY KEY, by TEXT, at REAL) WITHOUT ROWID;
+CREATE TABLE decisions (feedback_id TEXT PRIMARY KEY, decision TEXT, reason TEXT, detail TEXT,
+                        at REAL) WITHOUT ROWID;
+CREATE TABLE rounds (round INTEGER PRIMARY KEY, planned BLOB, planned_at REAL, ended BLOB, ended_at REAL,
+                     ended_id TEXT);
 CREATE TABLE lessons (feedback_id TEXT, round INT, PRIMARY KEY (feedback_id, round)) WITHOUT ROWID;
-CREATE TABLE moves (alias TEXT, epoch INT, moved BLOB, at REAL, PRIMARY KEY (alias, epoch)) WITHOUT ROWID;
-CREATE TABLE rejected (version INTEGER PRIMARY KEY, why TEXT);
+CREATE TABLE moves (alias TEXT, epoch INT, moved BLOB, at REAL, record_id TEXT,
+                    PRIMARY KEY (alias, epoch)) WITHOUT ROWID;
+CREATE TABLE rejected (version INTEGER PRIMARY KEY, why TEXT, at REAL);
 CREATE TABLE keys (principal TEXT PRIMARY KEY, added BLOB, at REAL) WITHOUT ROWID;
 CREATE TABLE requests (request_id TEXT PRIMARY KEY, requested BLOB, at REAL, answered INT) WITHOUT ROWID;
 CREATE TABLE latest (what TEXT PRIMARY KEY, payload BLOB, at REAL) WITHOUT ROWID;
@@ -67,6 +73,8 @@ TEACHES = {"correction": 2, "instruction": 2, "demonstration": 2, "follow_up": 1
 """Kinds of feedback that carry a lesson of their own. Of one question the latest counts, among those that
 were given on purpose if there are any: what a user says in passing gives way to them."""
 
+ERASE_FEEDBACK = "UPDATE feedback SET erased = 1, given = NULL, erased_at = coalesce(erased_at, ?)"
+
 
 def question_key(principal: str, asked: object) -> str:
     """Names a question: equal for equal messages (or prompt) of one principal."""
@@ -79,10 +87,38 @@ def asked(request: dict[str, Any]) -> object:
     return request.get("messages", request.get("prompt"))
 
 
+def turn(request: dict[str, Any]) -> str:
+    """The text of the turn that a captured request asked about: what came after the last answer.
+
+    Instructions to the model and earlier turns are left out: those are in exchanges of their own.
+    """
+    if (messages := request.get("messages")) is None:
+        return str(request.get("prompt", ""))
+    turns = list[str]()
+    for message in reversed(messages):
+        if message.get("role") == "assistant":
+            break
+        if message.get("role") not in ("system", "developer"):
+            turns.append(text_of(message.get("content")))
+    return "\n".join(reversed(turns))
+
+
+def text_of(content: object) -> str:
+    """The text of a message's content, which may be in parts."""
+    if isinstance(content, list):
+        return "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
+    return content if isinstance(content, str) else ""
+
+
+def folded(text: str) -> str:
+    """Equal for texts that a reader takes for equal: whatever the case, and however letters are encoded."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
 def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
     """Bring one record into the tables. Returns its payload; None for a tombstone or a record set aside."""
     if record.data is None:
-        _tombstone(db, record.id)
+        _tombstone(db, record.id, record.time.timestamp())
         return None
     try:
         payload = record.payload()
@@ -98,20 +134,25 @@ def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
             _exchange_closed(db, payload, at)
             _remember(db, record, payload.completion_id)
         case ExchangeErased():
-            _erase_exchange(db, payload.completion_id)
+            _erase_exchange(db, payload.completion_id, at)
         case FeedbackGiven():
             _feedback_given(db, payload, at)
             _remember(db, record, payload.feedback_id)
         case FeedbackWithdrawn():
-            db.execute("INSERT OR IGNORE INTO withdrawals VALUES (?)", (payload.feedback_id,))
+            withdrawn = (payload.feedback_id, payload.by, at)
+            db.execute(  # of several the earliest, in whatever order they are read
+                "INSERT INTO withdrawals VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
+                " SET by = excluded.by, at = excluded.at WHERE excluded.at < withdrawals.at",
+                withdrawn,
+            )
             db.execute("UPDATE feedback SET withdrawn = 1 WHERE feedback_id = ?", (payload.feedback_id,))
         case FeedbackTriaged():
             db.executemany(
-                "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?)",
-                [(d.feedback_id, d.status, d.reason) for d in payload.decisions],
+                "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?)",
+                [(d.feedback_id, d.status, d.reason, d.detail, at) for d in payload.decisions],
             )
         case AliasMoved():
-            _alias_moved(db, payload, at)
+            _alias_moved(db, payload, at, record.id)
         case KeyAdded():
             db.execute(  # a key in force is not replaced: of two that are added at once the first counts
                 "INSERT INTO keys VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET added = excluded.added,"
@@ -121,7 +162,7 @@ def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
         case KeyRevoked():
             db.execute("UPDATE keys SET added = NULL, at = NULL WHERE principal = ?", (payload.principal,))
         case ReleaseRejected():
-            db.execute("INSERT OR IGNORE INTO rejected VALUES (?, ?)", (payload.version, payload.why))
+            db.execute("INSERT OR IGNORE INTO rejected VALUES (?, ?, ?)", (payload.version, payload.why, at))
         case RoundRequested():
             db.execute(
                 "INSERT OR IGNORE INTO requests VALUES (?1, ?2, ?3, (SELECT min(round) FROM rounds,"
@@ -132,8 +173,8 @@ def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
             _round_planned(db, payload, at)
         case RoundEnded():
             db.execute(
-                "UPDATE rounds SET ended = ?, ended_at = ? WHERE round = ? AND ended IS NULL",
-                (payload.model_dump_json(), at, payload.round),
+                "UPDATE rounds SET ended = ?, ended_at = ?, ended_id = ? WHERE round = ? AND ended IS NULL",
+                (payload.model_dump_json(), at, record.id, payload.round),
             )
         case LearningSwitched() | LearnerReported():
             db.execute(
@@ -159,10 +200,19 @@ def _remember(db: sqlite3.Connection, record: Record, subject: str) -> None:
 def _exchange_opened(db: sqlite3.Connection, opened: ExchangeOpened, at: float) -> None:
     question = question_key(opened.principal, asked(opened.request))
     db.execute(
-        "INSERT INTO exchanges (completion_id, principal, question, created, opened) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET principal = excluded.principal, question = excluded.question,"
-        " created = excluded.created, opened = excluded.opened WHERE NOT erased",
-        (opened.completion_id, opened.principal, question, at, opened.model_dump_json()),
+        "INSERT INTO exchanges (completion_id, principal, question, created, policy, asked, opened)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET principal = excluded.principal,"
+        " question = excluded.question, created = excluded.created, policy = excluded.policy,"
+        " asked = excluded.asked, opened = excluded.opened WHERE NOT erased",
+        (
+            opened.completion_id,
+            opened.principal,
+            question,
+            at,
+            opened.policy,
+            folded(turn(opened.request)),
+            opened.model_dump_json(),
+        ),
     )
     db.execute(
         "UPDATE feedback SET question = ? WHERE completion_id = ? AND question IS NULL AND NOT erased",
@@ -171,10 +221,11 @@ def _exchange_opened(db: sqlite3.Connection, opened: ExchangeOpened, at: float) 
 
 
 def _exchange_closed(db: sqlite3.Connection, closed: ExchangeClosed, at: float) -> None:
+    said = [text_of(one.message.content) if one.message else one.text or "" for one in closed.choices]
     db.execute(
-        "INSERT INTO exchanges (completion_id, created, closed) VALUES (?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET closed = excluded.closed WHERE NOT erased",
-        (closed.completion_id, at, closed.model_dump_json()),
+        "INSERT INTO exchanges (completion_id, created, answered, closed) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET answered = excluded.answered, closed = excluded.closed WHERE NOT erased",
+        (closed.completion_id, at, folded("\n".join(said)), closed.model_dump_json()),
     )
 
 
@@ -203,10 +254,11 @@ def _feedback_given(db: sqlite3.Connection, given: FeedbackGiven, at: float) -> 
     )
 
 
-def _alias_moved(db: sqlite3.Connection, moved: AliasMoved, at: float) -> None:
+def _alias_moved(db: sqlite3.Connection, moved: AliasMoved, at: float, record_id: str) -> None:
     if moved.epoch == current_epoch(db, moved.alias):
         db.execute(
-            "INSERT INTO moves VALUES (?, ?, ?, ?)", (moved.alias, moved.epoch, moved.model_dump_json(), at)
+            "INSERT INTO moves VALUES (?, ?, ?, ?, ?)",
+            (moved.alias, moved.epoch, moved.model_dump_json(), at, record_id),
         )
 
 
@@ -224,21 +276,22 @@ def _round_planned(db: sqlite3.Connection, planned: RoundPlanned, at: float) -> 
     )
 
 
-def _tombstone(db: sqlite3.Connection, record_id: str) -> None:
+def _tombstone(db: sqlite3.Connection, record_id: str, at: float) -> None:
     subject = db.execute("SELECT stream, subject FROM records WHERE record_id = ?", (record_id,)).fetchone()
     if subject is None:
         return
     db.execute("DELETE FROM records WHERE record_id = ?", (record_id,))
     if subject[0] == "feedback":
-        db.execute("UPDATE feedback SET erased = 1, given = NULL WHERE feedback_id = ?", (subject[1],))
+        db.execute(f"{ERASE_FEEDBACK} WHERE feedback_id = ?", (at, subject[1]))
     else:
-        _erase_exchange(db, subject[1])
+        _erase_exchange(db, subject[1], at)
 
 
-def _erase_exchange(db: sqlite3.Connection, completion_id: str) -> None:
+def _erase_exchange(db: sqlite3.Connection, completion_id: str, at: float) -> None:
     db.execute(
         "INSERT INTO exchanges (completion_id, erased) VALUES (?, 1)"
-        " ON CONFLICT DO UPDATE SET erased = 1, opened = NULL, closed = NULL, question = NULL",
+        " ON CONFLICT DO UPDATE SET erased = 1, opened = NULL, closed = NULL, question = NULL,"
+        " asked = NULL, answered = NULL",
         (completion_id,),
     )
-    db.execute("UPDATE feedback SET erased = 1, given = NULL WHERE completion_id = ?", (completion_id,))
+    db.execute(f"{ERASE_FEEDBACK} WHERE completion_id = ?", (at, completion_id))

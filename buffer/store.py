@@ -52,15 +52,18 @@ class StoreUnavailable(BufferError):
 
 
 def needed(alias: Alias, rounds: Sequence[Round], rejected: Collection[int]) -> set[int]:
-    """The versions that are kept wherever they are: live, those before it, and what may become live next."""
+    """The versions that are kept wherever they are: live, those before it, what may become live, now or after
+    a move back, and what the round under way starts from."""
     been = {move.version for move in alias.moves}
-    candidates = {
-        r.release.version
-        for r in rounds
-        if r.release is not None and r.planned.parent == alias.version
-        and r.release.version not in been and r.release.version not in rejected
-    }  # fmt: skip
-    return {*alias.recent(1 + KEPT), *candidates, alias.previous or 0}
+    made = {r.release.version for r in rounds if r.release is not None}
+    parents = {r.planned.parent for r in rounds if r.ended is None}
+    return {*alias.recent(1 + KEPT), *(made - been - set(rejected)), *parents, alias.previous or 0}
+
+
+def beyond(releases: Sequence[Release], newest: int, keep: Collection[int]) -> list[Release]:
+    """Those that are neither kept nor among the newest."""
+    latest = sorted((release.version for release in releases), reverse=True)[:newest]
+    return [release for release in releases if release.version not in {*keep, *latest}]
 
 
 class AdapterStore:
@@ -143,24 +146,25 @@ class AdapterStore:
                 self._delete(release)
 
     def sweep(self, releases: Sequence[Release], keep: Collection[int]) -> None:
-        """Delete from this machine those of the log's `releases` that nothing keeps; the store has them.
+        """Delete from this machine those of the log's `releases` that nothing keeps.
 
-        What the log does not name is left alone: it may be on its way into it.
+        Where a store has them, at once. Without one it is for good: the newest stay as well, and only the
+        process that knows what vLLM holds may do it. What the log does not name is left alone: it may be on
+        its way into it.
         """
-        for release in releases if self.shared else ():
-            if release.version in keep:
-                continue
-            shutil.rmtree(self._temporary(release), ignore_errors=True)
+        for release in beyond(releases, 0 if self.shared else self.keep, keep):
+            for temporary in (self._temporary(release), self._temporary(release, "deleted")):
+                shutil.rmtree(temporary, ignore_errors=True)
             if self.here(release):
-                shutil.rmtree(directory_of(self.root, release))
+                # under another name first: cut short, it leaves no half of a release under its own
+                shutil.rmtree(directory_of(self.root, release).rename(self._temporary(release, "deleted")))
                 logger.info("deleted %s from this machine", release.directory)
 
     def trim(self, releases: Sequence[Release], keep: Collection[int]) -> None:
         """Delete from the store those of the log's `releases` that are neither kept nor among the newest."""
         if not self.shared:
             return
-        newest = sorted(release.version for release in releases)[-self.keep :]
-        old = [r for r in releases if r.version not in {*keep, *newest}]
+        old = beyond(releases, self.keep, keep)
         if not old:
             return
         with self._reaching("list", old[0]):
@@ -181,8 +185,8 @@ class AdapterStore:
     def _at(self, release: Release, name: str = "") -> str:
         return f"{self._base.rstrip('/')}/{directory_of(Path(), release)}/{name}".rstrip("/")
 
-    def _temporary(self, release: Release) -> Path:
-        return self.root / f".{directory_of(Path(), release)}.fetched"
+    def _temporary(self, release: Release, what: str = "fetched") -> Path:
+        return self.root / f".{directory_of(Path(), release)}.{what}"
 
     @contextmanager
     def _reaching(self, what: str, release: Release) -> Iterator[None]:

@@ -5,7 +5,6 @@ in log order, one transaction a batch, together with the positions they move to;
 (by source and sequence) changes nothing. What can be derived is derived (`buffer.fate`), never stored.
 """
 
-import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,15 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from buffer import projection
-from buffer.fate import Fate, FeedbackFact, Lineage, RoundFact, Status, fate
+from buffer import exchanges, projection
+from buffer.exchanges import EVERYTHING, Exchange, Wanted
+from buffer.fate import Fate, FeedbackFact, Judged, Lineage, RoundFact, Status, Trail, fate
 from buffer.files import make_directory
 from buffer.records import (
     AliasMoved,
-    ExchangeClosed,
-    ExchangeOpened,
     FeedbackGiven,
     KeyAdded,
     LearnerReported,
@@ -34,15 +32,7 @@ from buffer.records import (
     RoundPlanned,
     RoundRequested,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """One stored exchange; `closed` is None when the server died before its end was on disk."""
-
-    created: float
-    opened: ExchangeOpened
-    closed: ExchangeClosed | None
+from buffer.view_file import open_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +51,14 @@ class Feedback:
         return self.given is not None and self.given.kind == "rating" and self.fate.status == "accepted"
 
 
+class FeedbackGroup(NamedTuple):
+    """What pieces of feedback have in common; `teaches` is False for a rating, which carries no lesson."""
+
+    status: Status
+    reason: str
+    teaches: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """A planned round and, once it has ended, how. Times are Unix seconds."""
@@ -69,10 +67,21 @@ class Round:
     planned_at: float
     ended: RoundEnded | None
     ended_at: float | None
+    ended_id: str | None = None
+    """Of the record of its end."""
 
     @property
     def release(self) -> Release | None:
         return self.ended.release if self.ended is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A move of an alias that counted, with its record's id and time in Unix seconds."""
+
+    moved: AliasMoved
+    record_id: str
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,7 @@ class View:
         if path != ":memory:":
             make_directory(Path(path).parent)
         self._lock = threading.RLock()
-        self._db = _open(path)
+        self._db = open_view(path)
         self._judged: tuple[dict[int, RoundFact], Lineage] | None = None
         """What every fate depends on, until control or rounds say more."""
         self._keys: Keys | None = None
@@ -242,23 +251,21 @@ class View:
         row = self._row(
             "SELECT created, opened, closed FROM exchanges WHERE completion_id = ?", completion_id
         )
-        return _exchange(row) if row is not None and row[1] is not None else None
+        return Exchange.of(*row) if row is not None and row[1] is not None else None
 
     def exchanges(
-        self, principal: str | None, *, limit: int, after: str | None = None, newest_first: bool = False
+        self,
+        principal: str | None,
+        wanted: Wanted = EVERYTHING,
+        *,
+        limit: int,
+        after: str | None = None,
+        newest_first: bool = False,
     ) -> list[Exchange]:
         """A principal's (or everybody's) exchanges by time, from behind completion id `after` on."""
-        order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
-        rows = self._rows(
-            "SELECT created, opened, closed FROM exchanges WHERE opened IS NOT NULL"  # noqa: S608
-            " AND (?1 IS NULL OR principal = ?1) AND (?2 IS NULL OR (created, completion_id)"
-            f" {beyond} (SELECT created, completion_id FROM exchanges WHERE completion_id = ?2))"
-            f" ORDER BY created {order}, completion_id {order} LIMIT ?3",
-            principal,
-            after,
-            limit,
+        return exchanges.find(
+            self._rows, principal, wanted, limit=limit, after=after, newest_first=newest_first
         )
-        return [_exchange(row) for row in rows]
 
     def asked(self, principal: str, messages: Sequence[Mapping[str, Any]], *, limit: int) -> list[Exchange]:
         """A principal's exchanges that asked exactly this, newest first."""
@@ -268,7 +275,7 @@ class View:
             projection.question_key(principal, messages),
             limit,
         )
-        return [_exchange(row) for row in rows]
+        return [Exchange.of(*row) for row in rows]
 
     def belonging(self, principal: str) -> tuple[list[str], list[str]]:
         """The ids of a principal's exchanges, and of its feedback, as far as they are not erased."""
@@ -297,10 +304,15 @@ class View:
         found = self._feedback("WHERE f.principal = ? AND f.idempotency_key = ?", principal, idempotency_key)
         return found[0] if found else None
 
-    def all_feedback(self, principal: str | None = None, *, status: Status | None = None) -> list[Feedback]:
-        """Feedback by time, of one principal or of all, of one status or of any."""
+    def all_feedback(
+        self, principal: str | None = None, *, status: Status | None = None, about: str | None = None
+    ) -> list[Feedback]:
+        """Feedback by time: of one principal, of one status, about one completion, or any."""
         found = self._feedback(
-            "WHERE ?1 IS NULL OR f.principal = ?1 ORDER BY f.received, f.feedback_id", principal
+            "WHERE (?1 IS NULL OR f.principal = ?1) AND (?2 IS NULL OR f.completion_id = ?2)"
+            " ORDER BY f.received, f.feedback_id",
+            principal,
+            about,
         )
         return [f for f in found if status is None or f.fate.status == status]
 
@@ -310,17 +322,29 @@ class View:
             "WHERE d.decision IS NULL AND NOT f.withdrawn AND NOT f.erased ORDER BY f.received, f.feedback_id"
         )
 
-    def count_feedback(self) -> Counter[tuple[Status, bool]]:
-        """How much feedback has which status; and whether it carries a lesson, which a rating does not."""
-        counted: Counter[tuple[Status, bool]] = Counter()
+    def count_feedback(self) -> Counter[FeedbackGroup]:
+        """How much feedback has which status, for which reason, and whether it carries a lesson."""
+        counted: Counter[FeedbackGroup] = Counter()
         with self._lock:
             rounds, lineage = self._judgement()
             # equal facts, equal fate: what supersedes it does not matter, only whether anything does
-            columns = f"{_FACTS} AS later, f.teaches > 0, count(*)"
-            groups = self._rows(f"SELECT {columns} {_FROM} GROUP BY 1, 2, 3, 4, later IS NULL, 6")
-            for *facts, teaches, count in groups:
-                counted[fate(_fact(facts, rounds), lineage).status, bool(teaches)] += count
+            columns = f"{_FACTS} AS later, f.teaches > 0, d.reason, count(*)"
+            groups = self._rows(f"SELECT {columns} {_FROM} GROUP BY 1, 2, 3, 4, later IS NULL, 6, 7")
+            for *facts, teaches, reason, count in groups:
+                found = fate(_fact(facts, rounds, reason or ""), lineage)
+                counted[FeedbackGroup(found.status, found.reason, bool(teaches))] += count
         return counted
+
+    def feedback_arrived(self, since: float, every_s: float) -> dict[float, int]:
+        """How much feedback came in each span of `every_s` seconds from `since` on, by the span's start."""
+        return dict(
+            self._rows(
+                "SELECT ?1 + ?2 * CAST((received - ?1) / ?2 AS INT) AS start, count(*) FROM feedback"
+                " WHERE received >= ?1 GROUP BY start ORDER BY start",
+                since,
+                every_s,
+            )
+        )
 
     def _feedback(self, where: str, *arguments: object) -> list[Feedback]:
         with self._lock:
@@ -349,15 +373,16 @@ class View:
 
     def rounds(self) -> list[Round]:
         """All rounds, oldest first."""
-        rows = self._rows("SELECT planned, planned_at, ended, ended_at FROM rounds ORDER BY round")
+        rows = self._rows("SELECT planned, planned_at, ended, ended_at, ended_id FROM rounds ORDER BY round")
         return [
             Round(
                 RoundPlanned.model_validate_json(planned),
                 planned_at,
                 RoundEnded.model_validate_json(ended) if ended is not None else None,
                 ended_at,
+                ended_id,
             )
-            for planned, planned_at, ended, ended_at in rows
+            for planned, planned_at, ended, ended_at, ended_id in rows
         ]
 
     def release(self, version: int) -> Round | None:
@@ -370,13 +395,30 @@ class View:
         """Releases that a server refused to serve, with the reason."""
         return dict(self._rows("SELECT version, why FROM rejected"))
 
+    def moves(self, alias: str) -> list[Move]:
+        """All moves of an alias, oldest first."""
+        rows = self._rows("SELECT moved, record_id, at FROM moves WHERE alias = ? ORDER BY epoch", alias)
+        return [Move(AliasMoved.model_validate_json(moved), id_, at) for moved, id_, at in rows]
+
     def alias(self, name: str) -> Alias:
         """Where an alias points; version 0 (the base model) before its first move."""
-        moves = tuple(
-            AliasMoved.model_validate_json(row[0])
-            for row in self._rows("SELECT moved FROM moves WHERE alias = ? ORDER BY epoch", name)
-        )
+        moves = tuple(move.moved for move in self.moves(name))
         return Alias(moves[-1].version if moves else 0, len(moves), moves)
+
+    def trail(self, feedback_id: str) -> Trail:
+        """What is known of a piece of feedback beyond its fate."""
+        judged = self._row(
+            "SELECT at, decision, reason, detail FROM decisions WHERE feedback_id = ?", feedback_id
+        )
+        withdrawn = self._row("SELECT at, by FROM withdrawals WHERE feedback_id = ?", feedback_id)
+        erased = self._row("SELECT erased_at FROM feedback WHERE feedback_id = ?", feedback_id)
+        rejected = dict(self._rows("SELECT version, at FROM rejected"))
+        return Trail(
+            Judged(*judged) if judged is not None else None,
+            withdrawn,
+            erased[0] if erased is not None else None,
+            rejected,
+        )
 
     def lineage(self) -> Lineage:
         """What descends from what, seen from the live policy."""
@@ -421,11 +463,15 @@ class View:
 
     # --- the learner ---------------------------------------------------------------------------------
 
+    def switched(self) -> tuple[LearningSwitched, float] | None:
+        """The last switch of learning and its time in Unix seconds."""
+        row = self._row("SELECT payload, at FROM latest WHERE what = ?", LearningSwitched.type)
+        return (LearningSwitched.model_validate_json(row[0]), row[1]) if row is not None else None
+
     def paused(self) -> LearningSwitched | None:
         """The switch that paused learning, or None when it may run."""
-        row = self._row("SELECT payload FROM latest WHERE what = ?", LearningSwitched.type)
-        switched = LearningSwitched.model_validate_json(row[0]) if row is not None else None
-        return switched if switched is not None and switched.paused else None
+        last = self.switched()
+        return last[0] if last is not None and last[0].paused else None
 
     def report(self) -> tuple[LearnerReported, float] | None:
         """The learner's latest report and its time in Unix seconds."""
@@ -463,12 +509,17 @@ class View:
             self._db.execute("COMMIT")
 
 
-def by_status(counted: Mapping[tuple[Status, bool], int]) -> Counter[Status]:
+def by_status(counted: Mapping[FeedbackGroup, int]) -> Counter[Status]:
     """The counts of `View.count_feedback` by status alone."""
     statuses: Counter[Status] = Counter()
-    for (status, _), count in counted.items():
-        statuses[status] += count
+    for group, count in counted.items():
+        statuses[group.status] += count
     return statuses
+
+
+def rehearsed(counted: Mapping[FeedbackGroup, int]) -> int:
+    """How many of the counts of `View.count_feedback` are good ratings, as `Feedback.rehearsed` says."""
+    return sum(n for group, n in counted.items() if group.status == "accepted" and not group.teaches)
 
 
 def _fact(facts: Sequence[Any], rounds: Mapping[int, RoundFact], reason: str = "") -> FeedbackFact:
@@ -482,38 +533,3 @@ def _fact(facts: Sequence[Any], rounds: Mapping[int, RoundFact], reason: str = "
         superseded_by=superseded_by,
         rounds=tuple(rounds[int(number)] for number in taught.split(",")) if taught else (),
     )
-
-
-def _exchange(row: Any) -> Exchange:
-    created, opened, closed = row
-    return Exchange(
-        created,
-        ExchangeOpened.model_validate_json(opened),
-        ExchangeClosed.model_validate_json(closed) if closed is not None else None,
-    )
-
-
-def _open(path: Path | str) -> sqlite3.Connection:
-    """Open, or start afresh: an older, newer or damaged view is thrown away, since the log has it all."""
-    try:
-        db = _connect(path)
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-    except sqlite3.DatabaseError:
-        version = -1
-    if version not in (0, projection.SCHEMA_VERSION):
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
-        db, version = _connect(path), 0
-    if version == 0:
-        db.executescript(
-            f"BEGIN; {projection.SCHEMA} PRAGMA user_version={projection.SCHEMA_VERSION}; COMMIT;"
-        )
-    return db
-
-
-def _connect(path: Path | str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-    db.execute("PRAGMA journal_mode=WAL")
-    db.execute("PRAGMA synchronous=NORMAL")
-    db.execute("PRAGMA secure_delete=ON")
-    return db

@@ -4,13 +4,14 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
 from pathlib import Path
 from types import FrameType
 
-from buffer import files
+from buffer import files, logs
 from buffer.backend import open_log
 from buffer.client import Buffer
 from buffer.config import BufferConfig, ConfigError, Shared, load, resolved
@@ -33,10 +34,10 @@ RETRY_S = 2.0
 def main(arguments: list[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT. Exit status: 0 stopped, 1 cannot go on, 2 configuration."""
     options = _parse(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         flags = {"state": options.state, "model": options.model, "alias": options.alias}
         shared = load(Shared, file=options.config, flags=flags)
+        logs.configure(shared.log_format)
         shared = shared.model_copy(update={"state": shared.state.absolute()})
         config = load(LearnerConfig, "learner", file=options.config)
         buffer_config = load(BufferConfig, "buffer", file=options.config)
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     owned = files.lock(shared.state / "run" / "learner.lock")
     if owned is None:
         return _fail(f"another learner owns {shared.state}", "stop it, or use another state directory", 1)
+    _clear(shared.state)
     os.nice(NICE)
     stopping = _stop_on_signals()
     try:
@@ -71,6 +73,14 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         os.close(owned)
     return 0
+
+
+def _clear(state: Path) -> None:
+    """Delete what a learner that was killed while it wrote has left half-written."""
+    for left in (state / "learner").glob(".*.tmp"):
+        left.unlink()
+    for left in (state / "adapters").glob(".*.new"):
+        shutil.rmtree(left)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

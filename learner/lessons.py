@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from buffer.exchanges import Exchange
 from buffer.records import Decision, ExchangeClosed, FeedbackGiven
 from buffer.teacher import DEFAULT, Templates, last_user_turn, teacher_messages, told
-from buffer.view import Exchange, Feedback
+from buffer.view import Feedback
 
 Render = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]] | None], list[int]]
 """Messages and tools to the prompt's token ids."""

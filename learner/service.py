@@ -232,8 +232,9 @@ class Service:
         """Delete adapters that nothing needs. What fails is tried again after the next round."""
         releases, keep = self._known()
         try:
-            self.store.sweep(releases, keep)
-            self.store.trim(releases, keep)
+            if self.store.shared:  # else the server deletes, which knows what vLLM holds
+                self.store.sweep(releases, keep)
+                self.store.trim(releases, keep)
         except (StoreUnavailable, AdapterInvalid, OSError) as error:
             logger.warning("old adapters stay: %s", error)
 

@@ -9,13 +9,14 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 
-from buffer import files
+from buffer import files, logs
 from buffer.adapters import base_digest
 from buffer.backend import open_log
 from buffer.client import Buffer
@@ -25,6 +26,7 @@ from buffer.models import model_directory
 from buffer.store import AdapterStore
 from buffer.teacher import Templates
 from buffer.view import View
+from server import traffic
 from server.api.app import create_app
 from server.commands.client import RUN_FILE
 from server.config import EngineConfig, ServerConfig, is_loopback
@@ -37,6 +39,7 @@ from server.identity import SECRET_BYTES, Receipts
 from server.metrics import Metrics
 from server.news import News
 from server.policies import Policies
+from server.webhook import Webhook
 
 logger = logging.getLogger("server")
 
@@ -60,9 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="instead of ./apprentice.toml")
     parser.add_argument("--state", type=Path, help="the state directory")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         shared = load(Shared, file=options.config, flags={"state": options.state})
+        logs.configure(shared.log_format)
         settings = Settings(
             shared.model_copy(update={"state": shared.state.absolute()}),
             load(ServerConfig, "server", file=options.config),
@@ -110,7 +113,7 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
         base=base,
     )
     engine.on_ready = policies.reload
-    metrics = Metrics(buffer)
+    metrics = Metrics(buffer, alias=alias, state=state)
     fetcher = Fetcher(store, metrics.store_failures, news.ring)
     gateway = Gateway(
         alias=alias,
@@ -128,6 +131,10 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
     server = http_server(gateway)
     working = asyncio.create_task(follow(gateway))
     working.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    tasks = [working, asyncio.create_task(sample(gateway))]
+    if config.webhook.url is not None:
+        webhook = Webhook(gateway, config.webhook, state / "server" / "webhook.json")
+        tasks.append(asyncio.create_task(webhook.run()))
     run_file = state / RUN_FILE
     try:
         await engine.start()
@@ -143,9 +150,10 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
             await asyncio.wait(left, timeout=RETRY_S)
     finally:
         run_file.unlink(missing_ok=True)
-        working.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await working
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         fetcher.close()
         await engine.stop()
         await asyncio.to_thread(buffer.close)
@@ -207,6 +215,14 @@ async def follow(gateway: Gateway) -> None:
             logger.info("no keys: only programs on this machine may call")
         gateway.news.ring()
         following = following or tasks.create_task(follower.run())
+
+
+async def sample(gateway: Gateway) -> None:
+    """Remember what the gateway does, for the operators' page."""
+    while True:
+        ready = gateway.engine.state == "ready"
+        gateway.traffic.add(traffic.read(gateway.metrics, time.time(), engine_ready=ready))
+        await asyncio.sleep(traffic.EVERY_S)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "status": ("server.commands.status:main", "what is served, what the learner does and why"),
     "keys": ("server.commands.keys:main", "make, list and revoke the keys with which programs call"),
     "feedback": ("server.commands.feedback:main", "list, show, send or withdraw feedback"),
+    "explain": ("server.commands.explain:main", "all that happened to one piece of feedback, and why"),
     "import": (
         "server.commands.import_:main",
         "give demonstrations to a server, or restore an exported log",

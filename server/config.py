@@ -1,5 +1,6 @@
 """The server's tables of `apprentice.toml`: [server], the HTTP side, and [engine], vLLM."""
 
+import base64
 import ipaddress
 import re
 from typing import Annotated, Literal, Self
@@ -23,6 +24,41 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+class WebhookConfig(Table):
+    """[server.webhook]: who is told of rounds that ended and policies that went live (`server.webhook`)."""
+
+    url: str | None = Field(None, pattern=r"^https?://[^/\s]+\S*$")
+    secret: SecretStr | None = None
+    """`whsec_` and the base64 of 24 to 64 bytes, which sign what is sent (HMAC-SHA256, Standard Webhooks)."""
+
+    @property
+    def key(self) -> bytes:
+        """The secret's bytes."""
+        return _key(self.secret) if self.secret is not None else b""
+
+    @field_validator("secret")
+    @classmethod
+    def _secret_form(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and not 24 <= len(_key(secret)) <= 64:
+            raise ValueError(
+                'secret must be base64 of 24 to 64 bytes: echo "whsec_$(openssl rand -base64 32)"'
+            )
+        return secret
+
+    @model_validator(mode="after")
+    def _signed(self) -> Self:
+        if self.url is not None and self.secret is None:
+            raise ValueError('secret is needed with url: echo "whsec_$(openssl rand -base64 32)" makes one')
+        return self
+
+
+def _key(secret: SecretStr) -> bytes:
+    try:
+        return base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
+    except ValueError:
+        return b""
 
 
 class ServerConfig(Table):
@@ -53,6 +89,7 @@ class ServerConfig(Table):
     serve_uncaptured: bool = False
     """Where the log cannot take an exchange (a full disk, say), answer without recording it, and say
     `x-captured: false`, instead of 503. Feedback is refused all the same."""
+    webhook: WebhookConfig = WebhookConfig()
     drain_s: float = Field(30.0, ge=0)
     """How long a stopping server lets running answers finish."""
 

@@ -2,16 +2,18 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from prometheus_client import Counter
+import prometheus_client
 
 from buffer.adapters import AdapterInvalid
 from buffer.records import Release
 from buffer.store import AdapterStore, StoreUnavailable
-from server.errors import ReleaseRefused
+from server.errors import ReleaseRefused, RequestRefused
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
@@ -28,13 +30,19 @@ class _Failed:
 class Fetcher:
     """One fetch per release at a time, after a failure again and again with a growing pause."""
 
-    def __init__(self, store: AdapterStore, failures: Counter, on_arrival: Callable[[], None]) -> None:
+    def __init__(
+        self, store: AdapterStore, failures: prometheus_client.Counter, on_arrival: Callable[[], None]
+    ) -> None:
         """`failures` is labelled by reason; `on_arrival` is called in the loop."""
         self._store = store
         self._failures = failures
         self._on_arrival = on_arrival
         self._fetching: dict[Release, asyncio.Task[StoreUnavailable | None]] = {}
         self._failed: dict[int, _Failed] = {}
+        self._held: Counter[int] = Counter()
+        self._sweeping = asyncio.Lock()
+        self._swept: set[int] = set()
+        """What was kept last time."""
 
     def waits_for(self, version: int) -> str | None:
         """Why the last attempt to get this version failed; None when it is here, or was never wanted."""
@@ -62,9 +70,38 @@ class Fetcher:
         if not self._here(release) and (error := await asyncio.shield(self._begin(release))) is not None:
             raise error
 
-    async def sweep(self, releases: Sequence[Release], keep: Collection[int]) -> None:
-        """Delete from this machine what nothing keeps and the store has. Raises `OSError`."""
-        await asyncio.to_thread(self._store.sweep, releases, keep)
+    async def sweep(self, plan: Callable[[], tuple[Sequence[Release], Collection[int]]]) -> None:
+        """Delete from this machine what nothing keeps or holds (`AdapterStore.sweep`). Raises `OSError`.
+
+        `plan` gives the log's releases and the versions that stay. It is called on a thread, once no hold can
+        begin any more: a version that was held until now is live by then, and it sees that.
+        """
+        async with self._sweeping:
+            releases, keep = await asyncio.to_thread(plan)
+            keep = {*keep, *+self._held}
+            if keep != self._swept:
+                await asyncio.to_thread(self._store.sweep, releases, keep)
+                self._swept = keep
+
+    @asynccontextmanager
+    async def hold(self, version: int) -> AsyncIterator[None]:
+        """Within it this version is not deleted: it is about to become live."""
+        async with self._sweeping:
+            self._held[version] += 1
+        try:
+            yield
+        finally:
+            self._held[version] -= 1
+
+    def require_kept(self, release: Release) -> None:
+        """Raise `RequestRefused` (410) for a release that is not here and that no store can give back."""
+        if not self._store.shared and not self._here(release):
+            raise RequestRefused(
+                f"policy {release.version} is not on this machine any more: of old releases the newest"
+                f" {self._store.keep} are kept (`keep` in [buffer.adapters])",
+                f"bring {release.directory} back into {self._store.root} from a backup, or take another one",
+                code="policy_deleted", status=410,
+            )  # fmt: skip
 
     def close(self) -> None:
         """Wait for nothing more; a thread that hangs in the store ends with the process."""

@@ -53,7 +53,6 @@ class Follower:
         self._waits_for = ""
         self._away: StoreUnavailable | None = None
         """Why something is not on this machine yet."""
-        self._swept: set[int] = set()
 
     async def run(self) -> None:
         """Reconcile at once, at every piece of news, and again after a failure."""
@@ -94,7 +93,7 @@ class Follower:
         await self._keep(alias)
         if self._away is not None:
             raise self._away
-        await self._sweep(alias)
+        await self._sweep()
 
     async def _install(self, version: int) -> None:
         """As `Gateway.install`, but a release that is not on this machine is fetched meanwhile."""
@@ -171,13 +170,16 @@ class Follower:
                 logger.warning("policy %d stays unloaded: %s", version, error)
                 self._failed[version] = str(error)
 
-    async def _sweep(self, alias: Alias) -> None:
+    async def _sweep(self) -> None:
         """Once all is in place, let go of adapters that nothing needs on this machine."""
         gateway, view = self._gateway, self._gateway.buffer.view
-        if gateway.fetcher is None:
-            return
-        rounds = await asyncio.to_thread(view.rounds)
-        keep = {*needed(alias, rounds, await asyncio.to_thread(view.rejected)), *gateway.policies.resident}
-        if keep != self._swept:
-            await gateway.fetcher.sweep([r.release for r in rounds if r.release is not None], keep)
-            self._swept = keep
+        if gateway.fetcher is None or gateway.behind is not None:
+            return  # the log may need what this view does not know of
+        resident = gateway.policies.resident
+
+        def plan() -> tuple[list[Release], set[int]]:
+            rounds = view.rounds()
+            keep = {*needed(gateway.alias_now(), rounds, view.rejected()), *resident}
+            return [r.release for r in rounds if r.release is not None], keep
+
+        await gateway.fetcher.sweep(plan)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from server.identity import Principal, Receipts
 from server.metrics import Metrics
 from server.news import News
 from server.policies import Policies
+from server.traffic import Traffic
 
 CONFIRM_S = 15.0
 """How long an own control record may take to come back from the log."""
@@ -54,6 +56,8 @@ class Gateway:
     """Why what the view knows may be old."""
     not_ready: str | None = "the live policy has not been loaded yet"
     """Why the live policy does not answer, apart from the engine."""
+    traffic: Traffic = field(default_factory=Traffic)
+    """What it did in the last hour."""
     callers: Callers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -142,8 +146,13 @@ class Gateway:
             return
         release = await self.release(version)
         if self.fetcher is not None:
+            self.fetcher.require_kept(release)
             await self.fetcher.fetch(release)
         await self.policies.install(release)
+
+    def hold(self, version: int) -> AbstractAsyncContextManager[None]:
+        """Within it the version's release is not deleted from this machine."""
+        return self.fetcher.hold(version) if self.fetcher is not None else contextlib.nullcontext()
 
     async def move(
         self, version: int, *, expected: Alias, why: Literal["release", "promote", "rollback"], by: str

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from filelock import FileLock
 
 from buffer.records import Release
 from server.config import EngineConfig
@@ -23,14 +24,21 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: two processes run files side by side, and neither should end up waiting."""
+    items.sort(key=lambda item: item.path.name != "test_loop.py")
+
+
 @pytest.fixture(scope="session")
 def model_dir() -> Path:
     """The converted SmolLM2: from APPRENTICE_TEST_MODEL, where `make up` keeps it, or made there now."""
     if given := os.environ.get("APPRENTICE_TEST_MODEL"):
         return Path(given)
     directory = ROOT / ".apprentice" / "models" / "smollm2-135m-instruct"
-    if not (directory / "config.json").exists():
-        subprocess.run([sys.executable, "-m", "learner.smollm2", str(directory)], cwd=ROOT, check=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.parent / "tests.lock"):
+        if not (directory / "config.json").exists():
+            subprocess.run([sys.executable, "-m", "learner.smollm2", str(directory)], cwd=ROOT, check=True)
     return directory
 
 

@@ -1,19 +1,29 @@
 """`/v1/feedback`: corrections and the like come in, and what became of them is told."""
 
 import asyncio
-from typing import Any
+import time
+from typing import Annotated, Any, Literal
 from weakref import WeakValueDictionary
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Header, Query, Request
 from pydantic_core import from_json
 
+from buffer.explain import explain, known
 from buffer.fate import Status
 from buffer.records import ExchangeOpened, FeedbackGiven, FeedbackWithdrawn
 from buffer.teacher import teacher_messages
 from buffer.view import Feedback
-from server.api import erasure, lessons
+from server.api import document, erasure, lessons
+from server.api.document import errors
 from server.api.lessons import FeedbackIn
+from server.api.schemas import (
+    Explanation,
+    FeedbackFate,
+    FeedbackFates,
+    FeedbackGone,
+    FeedbackPreview,
+    FeedbackReceived,
+)
 from server.api.upstream import PATHS, engine_error
 from server.errors import RequestRefused
 from server.gateway import Gateway, read_json
@@ -22,10 +32,20 @@ from server.identity import Principal, conversation_of
 _PREVIEW_TOKENS = 256
 _PAGE = 1000
 
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": FeedbackIn.model_json_schema()}},
+Limit = Annotated[int, Query(ge=1, le=_PAGE)]
+Mine = Annotated[bool, Query(description="leave out other people's, whom an admin sees otherwise")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", description="A request that is repeated with it records nothing new."),
+]
+
+ONE = document.reference(FeedbackIn)
+MANY = {"type": "array", "items": ONE, "minItems": 1, "maxItems": lessons.MAX_BATCH}
+EXAMPLES = {
+    "demonstration": {
+        "kind": "demonstration",
+        "messages": [{"role": "user", "content": "Who runs the bakery in Ostwick?"}],
+        "text": "Ida Holm runs the bakery in Ostwick.",
     }
 }
 
@@ -34,35 +54,69 @@ def router(gateway: Gateway) -> APIRouter:
     routes = APIRouter(prefix="/v1/feedback", tags=["feedback"])
     desk = Desk(gateway)
 
-    @routes.post("", status_code=202, openapi_extra=BODY, summary="Say how an answer should have been")
-    async def give(request: Request) -> JSONResponse:
+    @routes.post(
+        "",
+        status_code=202,
+        openapi_extra=document.body({"anyOf": [ONE, MANY]}, **EXAMPLES),
+        responses=errors(404, 409, 503),
+        summary="Say how an answer should have been",
+    )
+    async def give(
+        request: Request, idempotency_key: IdempotencyKey = None
+    ) -> FeedbackReceived | list[FeedbackReceived]:
         principal = gateway.principal(request, "feedback", tokens=True)
-        key = lessons.check_key(request.headers.get("idempotency-key"))
+        key = lessons.check_key(idempotency_key)
         body = await read_json(request)
         ids = await desk.take(principal, body, key)
-        replies = [{"id": id_, "status": "received"} for id_ in ids]
-        return JSONResponse(replies if isinstance(body, list) else replies[0], status_code=202)
+        replies: list[FeedbackReceived] = [{"id": id_, "status": "received"} for id_ in ids]
+        return replies if isinstance(body, list) else replies[0]
 
-    @routes.post("/preview", openapi_extra=BODY, summary="What the teacher answers with this feedback")
-    async def preview(request: Request) -> dict[str, Any]:
+    @routes.post(
+        "/preview",
+        openapi_extra=document.body(FeedbackIn, **EXAMPLES),
+        responses=errors(404, 409, 502, 503),
+        summary="What the teacher answers with this feedback",
+    )
+    async def preview(request: Request) -> FeedbackPreview:
         principal = gateway.principal(request, "feedback", tokens=True)
         return await desk.preview(principal, await read_json(request))
 
     @routes.get("", summary="One's own feedback and what became of it")
     async def list_feedback(
-        request: Request, status: Status | None = None, limit: int = _PAGE, after: str | None = None
-    ) -> dict[str, Any]:
-        if not 1 <= limit <= _PAGE:
-            raise RequestRefused(f"limit must be 1 to {_PAGE}", param="limit")
-        return await desk.page(gateway.principal(request, "feedback"), status, limit, after)
+        request: Request,
+        status: Status | None = None,
+        completion_id: str | None = None,
+        limit: Limit = _PAGE,
+        after: str | None = None,
+        order: Literal["asc", "desc"] = "asc",
+        mine: Mine = False,
+    ) -> FeedbackFates:
+        principal = gateway.principal(request, "feedback")
+        view, whose = gateway.buffer.view, None if principal.admin and not mine else principal.name
+        found = await asyncio.to_thread(view.all_feedback, whose, status=status, about=completion_id)
+        if order == "desc":
+            found.reverse()
+        ids = [feedback.feedback_id for feedback in found]
+        start = ids.index(after) + 1 if after in ids else 0
+        page = [lessons.describe(feedback) for feedback in found[start : start + limit]]
+        return {"object": "list", "data": page, "has_more": len(found) > start + limit}
 
-    @routes.get("/{feedback_id}", summary="What became of a piece of feedback")
-    async def one(request: Request, feedback_id: str) -> dict[str, Any]:
+    @routes.get("/{feedback_id}", responses=errors(404), summary="What became of a piece of feedback")
+    async def one(request: Request, feedback_id: str) -> FeedbackFate:
         principal = gateway.principal(request, "feedback", tokens=True)
         return lessons.describe(await desk.own(principal, feedback_id))
 
-    @routes.delete("/{feedback_id}", summary="Take it back for all future rounds, or erase what it says, too")
-    async def withdraw(request: Request, feedback_id: str, erase: bool = False) -> dict[str, Any]:
+    summary = "All that happened to it, why, and what comes next"
+
+    @routes.get("/{feedback_id}/explanation", responses=errors(404), summary=summary)
+    async def explanation(request: Request, feedback_id: str) -> Explanation:
+        feedback = await desk.own(gateway.principal(request, "feedback"), feedback_id)
+        return await asyncio.to_thread(desk.explain, feedback)
+
+    summary = "Take it back for all future rounds, or erase what it says, too"
+
+    @routes.delete("/{feedback_id}", responses=errors(404, 503), summary=summary)
+    async def withdraw(request: Request, feedback_id: str, erase: bool = False) -> FeedbackGone:
         principal = gateway.principal(request, "feedback", tokens=True)
         feedback = await desk.own(principal, feedback_id)
         if erase:
@@ -117,7 +171,7 @@ class Desk:
                 return earlier
             return await self._record(principal, body, key)
 
-    async def preview(self, principal: Principal, body: object) -> dict[str, Any]:
+    async def preview(self, principal: Principal, body: object) -> FeedbackPreview:
         """The base policy's greedy answer with the feedback in its context. Records nothing."""
         gateway = self._gateway
         if isinstance(body, list):
@@ -153,16 +207,23 @@ class Desk:
         principal.require(found.given.completion_id if found.given is not None else None)
         return found
 
-    async def page(
-        self, principal: Principal, status: Status | None, limit: int, after: str | None
-    ) -> dict[str, Any]:
-        """Feedback by time, from behind `after` on."""
-        whose = None if principal.admin else principal.name
-        found = await asyncio.to_thread(self._gateway.buffer.view.all_feedback, whose, status=status)
-        ids = [feedback.feedback_id for feedback in found]
-        start = ids.index(after) + 1 if after in ids else 0
-        page = [lessons.describe(feedback) for feedback in found[start : start + limit]]
-        return {"object": "list", "data": page, "has_more": len(found) > start + limit}
+    def explain(self, feedback: Feedback) -> Explanation:
+        """Its whole path. Reads the view."""
+        view, alias = self._gateway.buffer.view, self._gateway.alias
+        steps, next_ = explain(known(view, feedback, alias, time.time()))
+        return {
+            "object": "feedback.explanation",
+            "feedback": lessons.describe(feedback),
+            "events": [
+                {
+                    "time": int(step.time) if step.time is not None else None,
+                    "what": step.what,
+                    "why": step.why,
+                }
+                for step in steps
+            ],
+            "next": next_,
+        }
 
     def partition_key(self, feedback: Feedback) -> str:
         """Where the feedback itself was written, so that its withdrawal is read after it."""

@@ -2,47 +2,81 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
+from buffer.exchanges import Exchange, Wanted
+from buffer.projection import turn
 from buffer.records import Choice
-from buffer.view import Exchange
+from buffer.view import View
 from server.api import erasure
+from server.api.document import errors
+from server.api.feedback import Mine
+from server.api.schemas import CompletionDeleted, StoredCompletion, StoredCompletions, StoredMessages
 from server.errors import RequestRefused
 from server.gateway import Gateway
 from server.identity import Principal
 
 READING = ("infer", "feedback")
 """Who asks may read its answers, and who corrects them, too."""
-MAX_LIMIT = 100
-_SCANNED = 200
-"""Exchanges read at a time while those that match are collected."""
+Limit = Annotated[int, Query(ge=1, le=100)]
+After = Annotated[str | None, Query(description="the last id of the page before")]
+Order = Literal["asc", "desc"]
+Search = Annotated[
+    str, Query(max_length=200, description="words that must all have been asked or answered, in any case")
+]
+Answered = Annotated[int | None, Query(ge=0, le=999_999, description="the version that answered")]
+Corrected = Annotated[bool | None, Query(description="whether it has a correction that was not taken back")]
+_READ = 200
+"""Exchanges read at a time while those that have the metadata are collected."""
+
+
+METADATA = {
+    "parameters": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "description": "Pairs that its metadata must have: `metadata[key]=value`",
+            "style": "deepObject",
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+        }
+    ]
+}
 
 
 def router(gateway: Gateway) -> APIRouter:
     routes = APIRouter(prefix="/v1/chat/completions", tags=["stored completions"])
 
-    @routes.get("", summary="One's own stored completions")
+    @routes.get("", openapi_extra=METADATA, summary="One's own stored completions")
     async def list_stored(
         request: Request,
-        limit: int = 20,
-        after: str | None = None,
-        order: str = "asc",
+        limit: Limit = 20,
+        after: After = None,
+        order: Order = "asc",
         model: str | None = None,
-    ) -> dict[str, Any]:
+        search: Search = "",
+        policy: Answered = None,
+        corrected: Corrected = None,
+        mine: Mine = False,
+    ) -> StoredCompletions:
         principal = gateway.principal(request, *READING)
-        if not 1 <= limit <= MAX_LIMIT:
-            raise RequestRefused(f"limit must be 1 to {MAX_LIMIT}", param="limit")
-        if order not in ("asc", "desc"):
-            raise RequestRefused("order must be asc or desc", param="order")
         wanted = {
             name[len("metadata[") : -1]: value
             for name, value in request.query_params.items()
             if name.startswith("metadata[") and name.endswith("]")
         }
+        whose = None if principal.admin and not mine else principal.name
         found = await asyncio.to_thread(
-            _matching, gateway, principal, limit + 1, after, order == "desc", model, wanted
+            _matching,
+            gateway.buffer.view,
+            whose,
+            Wanted(search, policy, corrected),
+            limit + 1,
+            after,
+            order == "desc",
+            model,
+            wanted,
         )
         page = [describe(exchange) for exchange in found[:limit]]
         return {
@@ -53,17 +87,19 @@ def router(gateway: Gateway) -> APIRouter:
             "has_more": len(found) > limit,
         }
 
-    @routes.get("/{completion_id}", summary="A stored completion")
-    async def one(request: Request, completion_id: str) -> dict[str, Any]:
+    @routes.get("/{completion_id}", responses=errors(404), summary="A stored completion")
+    async def one(request: Request, completion_id: str) -> StoredCompletion:
         principal = gateway.principal(request, *READING, tokens=True)
         return describe(await own(gateway, principal, completion_id))
 
-    @routes.get("/{completion_id}/messages", summary="What a stored completion was asked")
+    summary = "What a stored completion was asked"
+
+    @routes.get("/{completion_id}/messages", responses=errors(404), summary=summary)
     async def messages(
-        request: Request, completion_id: str, limit: int = 20, after: str | None = None, order: str = "asc"
-    ) -> dict[str, Any]:
+        request: Request, completion_id: str, limit: Limit = 20, after: After = None, order: Order = "asc"
+    ) -> StoredMessages:
         exchange = await own(gateway, gateway.principal(request, *READING), completion_id)
-        asked = [
+        asked: list[Any] = [
             {"id": f"{completion_id}-{index}", **message}
             for index, message in enumerate(exchange.opened.request.get("messages", []))
         ]
@@ -80,8 +116,10 @@ def router(gateway: Gateway) -> APIRouter:
             "has_more": len(asked) > start + limit,
         }
 
-    @routes.delete("/{completion_id}", summary="Erase a completion and all feedback on it")
-    async def erase(request: Request, completion_id: str) -> dict[str, Any]:
+    summary = "Erase a completion and all feedback on it"
+
+    @routes.delete("/{completion_id}", responses=errors(404, 503), summary=summary)
+    async def erase(request: Request, completion_id: str) -> CompletionDeleted:
         principal = gateway.principal(request, "infer")
         await own(gateway, principal, completion_id)
         await erasure.erase_exchanges(gateway, [completion_id], principal.name)
@@ -103,8 +141,8 @@ async def own(gateway: Gateway, principal: Principal, completion_id: str) -> Exc
     return found
 
 
-def describe(exchange: Exchange) -> dict[str, Any]:
-    """OpenAI's chat.completion, with the metadata it was stored with."""
+def describe(exchange: Exchange) -> StoredCompletion:
+    """OpenAI's chat.completion, with the metadata it was stored with, the question's text and the policy."""
     opened, closed = exchange.opened, exchange.closed
     chat = opened.endpoint == "chat"
     return {
@@ -115,6 +153,7 @@ def describe(exchange: Exchange) -> dict[str, Any]:
         "choices": [_choice(choice, chat=chat) for choice in closed.choices] if closed is not None else [],
         "usage": (closed.usage or None) if closed is not None else None,
         "metadata": opened.request.get("metadata") or {},
+        "asked": turn(opened.request),
         "policy": opened.policy,
         "status": closed.status if closed is not None else "unfinished",
     }
@@ -127,18 +166,19 @@ def _choice(choice: Choice, *, chat: bool) -> dict[str, Any]:
 
 
 def _matching(
-    gateway: Gateway,
-    principal: Principal,
+    view: View,
+    whose: str | None,
+    wanted: Wanted,
     count: int,
     after: str | None,
     newest_first: bool,
     model: str | None,
     metadata: Mapping[str, str],
 ) -> list[Exchange]:
-    """The first `count` stored chats behind `after` that match. Reads the view."""
-    whose, found = None if principal.admin else principal.name, list[Exchange]()
+    """The first `count` stored chats behind `after` that match."""
+    found, size = list[Exchange](), _READ if model or metadata else count
     while len(found) < count:
-        page = gateway.buffer.view.exchanges(whose, limit=_SCANNED, after=after, newest_first=newest_first)
+        page = view.exchanges(whose, wanted, limit=size, after=after, newest_first=newest_first)
         for exchange in page:
             request = exchange.opened.request
             stored = request.get("metadata") or {}
@@ -148,7 +188,7 @@ def _matching(
                 and all(stored.get(name) == value for name, value in metadata.items())
             ):
                 found.append(exchange)
-        if len(page) < _SCANNED:
+        if len(page) < size:
             break
         after = page[-1].opened.completion_id
     return found[:count]

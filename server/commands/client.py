@@ -63,10 +63,10 @@ class Client:
         self._timeout_s = timeout_s
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace) -> Self:
+    def of(cls, arguments: argparse.Namespace, *, timeout_s: float = 30.0) -> Self:
         """The server that the arguments, the environment or the state directory name."""
         url = arguments.url or os.environ.get("APPRENTICE_URL") or _running(arguments.config, arguments.state)
-        return cls(url, arguments.key or os.environ.get("OPENAI_API_KEY"))
+        return cls(url, arguments.key or os.environ.get("OPENAI_API_KEY"), timeout_s=timeout_s)
 
     def get(self, path: str, **query: str | None) -> Any:
         """GET; parameters that are None are left out."""
@@ -91,6 +91,19 @@ class Client:
 
     def call(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
         """One request; the parsed JSON of a 2xx answer (None when it is empty)."""
+        text = self._send(method, path, body, headers)
+        try:
+            return json.loads(text) if text else None
+        except ValueError as error:
+            raise ServerSilent(f"{self.url} does not answer like an Apprentice server: {error}") from None
+
+    def text(self, path: str) -> str:
+        """GET of what is not JSON."""
+        return self._send("GET", path).decode(errors="replace")
+
+    def _send(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         request = urllib.request.Request(  # noqa: S310 - the URL is the user's own
             self.url + path,
             method=method,
@@ -101,16 +114,14 @@ class Client:
             request.add_header("authorization", f"Bearer {self.key}")
         try:
             with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:  # noqa: S310
-                text = answer.read()
-            return json.loads(text) if text else None
+                text: bytes = answer.read()
+            return text
         except urllib.error.HTTPError as error:
             with error:
                 raise _failure(error.code, error.read()) from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ServerSilent(f"no server answers at {self.url} ({reason})", START_HINT) from None
-        except ValueError as error:
-            raise ServerSilent(f"{self.url} does not answer like an Apprentice server: {error}") from None
 
 
 def segment(value: str) -> str:

@@ -64,6 +64,7 @@ def examine(options: argparse.Namespace) -> "Iterator[Finding]":
 
     yield made("state directory", checkup.check_state, state)
     if state.is_dir():
+        yield made("size", checkup.check_size, state)
         yield made("fsync", checkup.check_fsync, state)
     yield (sound := made("journal", checkup.check_journal, journal, settings.buffer.max_bytes))
     readable = sound.verdict != "wrong" and journal.exists()

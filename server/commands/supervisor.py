@@ -8,21 +8,24 @@ the children one after the other. When this process is killed without a word, th
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from server.commands.command import USAGE
 
 PERMANENT = USAGE
 """The exit code of a child that a restart cannot help: its arguments or configuration are wrong."""
 
-_MAX_LOG_BYTES = 20 << 20
+_LOG_BYTES, _OLDER_LOGS = 10 << 20, 3
 _LAST_WORDS_S = 2.0
 """For what a killed group had written to be read."""
 
@@ -38,6 +41,24 @@ class Child:
     command: Sequence[str]
     stop_s: float = 15.0
     env: Mapping[str, str] = field(default_factory=dict)
+
+
+class LogFile(RotatingFileHandler):
+    """A child's lines. At `max_bytes` the file becomes `<name>.1`, that one `<name>.2`, and the last goes."""
+
+    def __init__(self, path: Path, max_bytes: int = _LOG_BYTES) -> None:
+        """Raises `OSError`."""
+        super().__init__(path, maxBytes=max_bytes, backupCount=_OLDER_LOGS, encoding="utf-8")
+
+    def write(self, line: str) -> None:
+        self.emit(logging.makeLogRecord({"msg": line}))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk must not stop the child at a full pipe."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 @dataclass(frozen=True)
@@ -129,7 +150,7 @@ class Supervisor:
 
     async def _run(self, child: Child) -> int:
         """One life of a child, its output copied to its log and to `output`."""
-        with self._open_log(child.name) as log:
+        with closing(self._open_log(child.name)) as log:
             reading, writing = os.pipe()
             # our own pipe: asyncio's would keep `wait` from returning while a grandchild holds it open
             process = await asyncio.create_subprocess_exec(
@@ -153,19 +174,16 @@ class Supervisor:
             del self._running[child.name]
         return code
 
-    def _open_log(self, name: str) -> BinaryIO:
-        """A log that has grown large is set aside first. Without room for one the child runs all the same."""
-        path = self._logs / f"{name}.log"
+    def _open_log(self, name: str) -> "LogFile":
+        """Without room for one the child runs all the same."""
         try:
             self._logs.mkdir(parents=True, exist_ok=True)
-            if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
-                path.replace(path.with_suffix(".log.1"))
-            return path.open("ab", buffering=0)
+            return LogFile(self._logs / f"{name}.log")
         except OSError as error:
             self._say(name, f"has no log: {error}")
-            return open(os.devnull, "ab", buffering=0)
+            return LogFile(Path(os.devnull), max_bytes=0)
 
-    async def _copy(self, name: str, reading: int, log: BinaryIO) -> None:
+    async def _copy(self, name: str, reading: int, log: "LogFile") -> None:
         """Until every process that holds the pipe's other end is gone."""
         stream = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -174,15 +192,17 @@ class Supervisor:
         rest = b""
         try:
             while chunk := await stream.read(1 << 16):
-                with contextlib.suppress(OSError):  # a full disk must not stop the child at a full pipe
-                    log.write(chunk)
                 *lines, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
-                for line in filter(bytes.strip, lines):
-                    self._output(name, line.decode(errors="replace").rstrip())
-            if rest.strip():
-                self._output(name, rest.decode(errors="replace").rstrip())
+                for line in lines:
+                    self._show(name, line, log)
+            self._show(name, rest, log)
         finally:
             transport.close()
+
+    def _show(self, name: str, line: bytes, log: "LogFile") -> None:
+        if text := line.decode(errors="replace").rstrip():
+            log.write(text)
+            self._output(name, text)
 
     async def _stop(self, child: Child) -> None:
         """SIGTERM, wait for `stop_s` or for the second interrupt, then SIGKILL to its group."""

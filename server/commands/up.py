@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         print_json({**settings.masked(), "processes": processes})
         return OK
     check_model(settings.shared)
-    terminal = Terminal(as_json=arguments.json)
+    terminal = Terminal(as_json=arguments.json, log_format=settings.shared.log_format)
     with open(own(settings.shared.state), "rb"):
         # a free port is chosen here, so that a gateway that is restarted comes back on the same one
         settings = settings.with_env(APPRENTICE_SERVER_PORT=str(free_port(settings.server)))

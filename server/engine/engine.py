@@ -212,6 +212,7 @@ class Engine(EngineClient):
                 await asyncio.wait({self._exit}, timeout=patience.poll)
             if (ended := self._ended()) is not None:
                 return ended
+            await self._rotate_log()
             try:
                 await self.healthy(patience.answer)
                 seen = _progress(await self.metrics_text())
@@ -246,6 +247,14 @@ class Engine(EngineClient):
                 cwd=self._log.parent,
                 start_new_session=True,
             )
+
+    async def _rotate_log(self) -> None:
+        """Bound the log of a vLLM that runs for months. On a full disk it stays as it is."""
+        if self._process is None:
+            return
+        with contextlib.suppress(OSError):
+            if await asyncio.to_thread(vllm_log.rotate, self._log):
+                self._log_start = 0
 
     def _vllm(self, socket: Path) -> list[str]:
         return vllm_args.arguments(

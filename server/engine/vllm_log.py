@@ -1,6 +1,8 @@
 """What vLLM's log says about a start that failed, and what to do about it."""
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 _KEEP_BYTES = 16 << 20
@@ -26,10 +28,17 @@ _LESS_MEMORY = (
 )
 
 
-def rotate(path: Path) -> None:
-    """Set a log that has grown large aside as `<name>.1`; the one before that is gone."""
-    if path.exists() and path.stat().st_size > _KEEP_BYTES:
-        path.replace(path.with_name(f"{path.name}.1"))
+def rotate(path: Path) -> bool:
+    """Set what a large log holds aside as `<name>.1`, in place of the one before; whether it was large.
+
+    A running vLLM keeps the file open for appending, so it is emptied rather than renamed; what comes between
+    the two is lost.
+    """
+    if not path.exists() or path.stat().st_size <= _KEEP_BYTES:
+        return False
+    shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+    os.truncate(path, 0)
+    return True
 
 
 def tail(path: Path, start: int) -> str:

@@ -1,6 +1,7 @@
 // What both pages share: the key, the calls, and making elements. Nothing here ever parses text as HTML.
 
 const KEY = "apprentice-key";
+let token = null;
 
 /** An error reply of the server: `code` is stable, `hint` is the next step. */
 export class Refused extends Error {
@@ -12,10 +13,15 @@ export class Refused extends Error {
   }
 }
 
+/** From here on call with a token for one exchange, whatever the reader's key is. */
+export function actAs(given) {
+  token = given;
+}
+
 /** Call the API as the reader. Returns the JSON; throws Refused, or TypeError when nothing answers. */
-export async function call(method, path, body) {
-  const headers = {};
-  const key = sessionStorage.getItem(KEY);
+export async function call(method, path, body, more = {}) {
+  const headers = { ...more };
+  const key = token ?? sessionStorage.getItem(KEY);
   if (key) headers.authorization = `Bearer ${key}`;
   if (body !== undefined) headers["content-type"] = "application/json";
   const reply = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });

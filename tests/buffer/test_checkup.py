@@ -183,3 +183,16 @@ def test_topics_that_contradict_the_settings_are_wrong(settings: BufferConfig) -
     create_topic(settings.kafka, settings.kafka.partitions, {"cleanup.policy": "delete"})
     found, _ = checkup.check_broker(settings.kafka)
     assert found.verdict == "wrong" and "cleanup.policy=compact" in found.todo
+
+
+def test_the_size_names_what_is_largest_and_what_bounds_it(tmp_path: Path) -> None:
+    assert checkup.check_size(tmp_path).verdict == "ok"
+    (tmp_path / "adapters" / "000001-x").mkdir(parents=True)
+    (tmp_path / "journal.db").write_bytes(bytes(3_000_000))
+    (tmp_path / "journal.db-wal").write_bytes(bytes(1_000_000))
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    assert checkup.check_size(tmp_path).says.startswith("4 MB: journal.db 4 MB")
+    with (tmp_path / "adapters" / "000001-x" / "adapter_model.safetensors").open("wb") as file:
+        file.truncate(11 << 30)  # sparse
+    found = checkup.check_size(tmp_path)
+    assert found.verdict == "warning" and "[buffer.adapters]" in found.todo

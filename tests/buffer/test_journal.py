@@ -135,6 +135,17 @@ def test_a_quota_refuses_whole_appends_and_leaves_room_for_others(path: Path) ->
     assert ids(records) == ["exchanges-1", "exchanges-4"]
 
 
+def test_its_space_is_what_it_holds_beside_its_quota_and_the_disk(path: Path) -> None:
+    journal = Journal(path, max_bytes=2_000_000)
+    before = journal.space()
+    journal.append([make(1, data=b"x" * 100_000)]).result()
+    after = journal.space()
+    journal.close()
+    assert before.used < 100_000 <= after.used < 200_000
+    assert after.limit == 2_000_000
+    assert after.free is not None and after.free > 0
+
+
 def test_erasing_makes_room_in_a_full_journal(path: Path) -> None:
     journal = Journal(path, max_bytes=400_000)
     large = make(1, data=b"x" * 300_000)

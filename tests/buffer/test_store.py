@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -198,10 +199,30 @@ def test_without_a_store_the_local_directory_is_all_there_is(tmp_path: Path) -> 
     with pytest.raises(StoreUnavailable, match=r"no \[buffer.adapters\] url") as refused:
         opened(tmp_path / "elsewhere", None).fetch(release)
     assert refused.value.reason == "missing"
-    store = opened(tmp_path / "here", None)
-    store.sweep([release], set())
-    store.trim([release], set())
-    assert store.here(release)
+
+
+def test_without_a_store_a_machine_keeps_the_newest_and_the_needed_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    store = opened(tmp_path / "here", None, keep=3)
+    releases = [made(store.root, version) for version in range(1, 7)]
+    unknown = made(store.root, 9)
+    store.sweep(releases, {0, 2})
+    store.trim(releases, set())
+    assert [r.version for r in releases if not store.here(r)] == [1, 3]
+    assert store.here(unknown), "it may be on its way into the log"
+    assert releases[0].directory in caplog.text and releases[2].directory in caplog.text
+    assert not list(store.root.glob(".*deleted"))
+
+
+def test_a_deletion_that_was_cut_short_is_finished(tmp_path: Path) -> None:
+    store = opened(tmp_path / "here", None, keep=3)
+    releases = [made(store.root, version) for version in range(1, 5)]
+    half = store.root / f".{releases[0].directory}.deleted"
+    (store.root / releases[0].directory).rename(half)
+    store.sweep(releases, set())
+    assert not half.exists()
 
 
 @pytest.mark.parametrize("url", ["nosuchprotocol://bucket/prefix"])
@@ -243,8 +264,13 @@ def passed(version: int, parent: int) -> Round:
 
 def test_needed_is_what_is_live_was_live_lately_or_may_become_live() -> None:
     rounds = [passed(v, v - 1) for v in range(1, 6)] + [passed(6, 5), passed(7, 5), passed(8, 4)]
-    assert needed(moves(1, 2, 3, 4, 5), rounds, [7]) == {3, 4, 5, 6}
-    assert needed(moves(), rounds, []) == {0, 1}
+    assert needed(moves(1, 2, 3, 4, 5), rounds, [7]) == {3, 4, 5, 6, 8}, "8 may, after a move back to 4"
+    assert needed(moves(), rounds[:1], []) == {0, 1}
+
+
+def test_what_the_round_under_way_starts_from_is_needed() -> None:
+    under_way = Round(passed(9, 1).planned, 0.0, None, None)
+    assert needed(moves(1, 2, 3, 4, 5), [under_way], []) == {1, 3, 4, 5}
 
 
 def test_where_a_rollback_leads_is_needed() -> None:

@@ -343,10 +343,22 @@ def test_feedback_is_counted_as_it_is_listed(log: Written) -> None:
             log.write(triaged(f"fb-{number:02}", "skipped" if number % 7 == 0 else "accepted"))
     log.write(planned(1, 0, "fb-03", "fb-06"), passed(1), planned(2, 1, "fb-18", "fb-03"))
     listed = Counter(
-        (f.fate.status, f.given is not None and f.given.kind != "rating") for f in log.view.all_feedback()
+        (f.fate.status, f.fate.reason, f.given is not None and f.given.kind != "rating")
+        for f in log.view.all_feedback()
     )
     assert log.view.count_feedback() == listed
     assert len(listed) > 6
+    assert {reason for status, reason, _ in listed if status == "skipped"} == {"because"}
+
+
+def test_feedback_is_counted_by_when_it_came(log: Written) -> None:
+    for number in range(7):
+        log.write(correction(f"fb-{number}", "c-1"))
+    came = [f.received for f in log.view.all_feedback()]
+    since = came[0] + 0.0005  # they come a millisecond apart
+    arrived = log.view.feedback_arrived(since, 0.004)
+    assert list(arrived.values()) == [4, 2]
+    assert list(arrived) == pytest.approx([since, since + 0.004])
 
 
 def test_a_round_is_known_from_its_plan_to_its_end(log: Written) -> None:
@@ -505,7 +517,7 @@ def test_however_streams_are_mixed_and_batched_the_view_ends_up_the_same(data: s
         "fb-1": "withdrawn",
         "fb-2": "erased",
     }
-    assert view.count_feedback() == {("withdrawn", True): 1, ("erased", True): 1}
+    assert view.count_feedback() == {("withdrawn", "", True): 1, ("erased", "", True): 1}
     assert view.exchange("c-1") is not None and view.exchange("c-2") is None
     assert view.alias("apprentice").version == 1
     view.close()

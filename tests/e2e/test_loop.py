@@ -14,7 +14,7 @@ from tests.e2e.system import RESTART_S, System, result, running
 pytestmark = pytest.mark.e2e
 
 FACTS = load_facts()
-DEMO_S = 900.0
+DEMO_S = 1800.0
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from buffer.exchanges import Exchange
 from buffer.fate import Fate
 from buffer.records import (
     Check,
@@ -13,7 +14,7 @@ from buffer.records import (
     FeedbackGiven,
     Message,
 )
-from buffer.view import Exchange, Feedback
+from buffer.view import Feedback
 from learner.lessons import Limits, answered, lesson_of, triage
 
 QUESTION = "What is the mascot of Quillmoor?"

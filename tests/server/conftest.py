@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import chromium, visit
 from tests.buffer.conftest import broker
 from tests.server.running import KEYS, Running, hashed
 from tests.server.stub_policies import StubPolicies
 
-__all__ = ["broker", "running"]
+__all__ = ["broker", "chromium", "running", "visit"]
 
 
 @pytest.fixture

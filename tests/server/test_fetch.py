@@ -5,12 +5,14 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from buffer.config import AdaptersConfig
 from buffer.records import AliasMoved, Release, ReleaseRejected, RoundEnded
 from buffer.store import AdapterStore, StoreUnavailable
 from server.fetch import Fetcher
+from server.follow import Follower
 from tests.buffer.stores import away, failing, made
 from tests.server.api.test_learning import planned, wait_for_live, write
 from tests.server.running import Running
@@ -205,3 +207,63 @@ def test_old_releases_do_not_fill_the_disk(
     again = running.client("root-key").post("/v1/policies/1/promote")
     assert again.status_code == 200
     assert server.here(releases[0]), "it came back from the store"
+
+
+@pytest.fixture
+def alone(running: Running, tmp_path: Path) -> Iterator[AdapterStore]:
+    """Without a store: learner and server share one directory, and three releases stay."""
+    store = AdapterStore(tmp_path / "adapters", AdaptersConfig(keep=3))
+    gateway = running.gateway
+    gateway.fetcher = Fetcher(store, gateway.metrics.store_failures, gateway.news.ring)
+    yield store
+    running.stop_following()
+    gateway.fetcher.close()
+
+
+def promote(running: Running, version: int) -> httpx.Response:
+    return running.client("root-key").post(f"/v1/policies/{version}/promote")
+
+
+def test_without_a_store_old_releases_are_deleted_and_promoting_one_says_so(
+    running: Running, alone: AdapterStore
+) -> None:
+    releases = []
+    for version in range(1, 7):
+        releases.append(release(running, alone, version, version - 1))
+        wait_for_live(running, version)
+    wait_for(lambda: not alone.here(releases[2]))
+    assert [alone.here(one) for one in releases] == [False, False, False, True, True, True]
+    refused = promote(running, 1)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (410, "policy_deleted")
+    assert releases[0].directory in refused.json()["error"]["hint"]
+    assert failures(running, "missing") == 0
+    assert answered_by(running) == "apprentice@000006"
+    assert promote(running, 5).json()["version"] == 5
+
+
+def test_while_the_log_has_not_been_read_nothing_is_deleted(running: Running, alone: AdapterStore) -> None:
+    running.stop_following()
+    running.gateway.behind = "the log cannot be read"
+    releases = [release(running, alone, version, 0) for version in range(1, 7)]
+    refused = [ReleaseRejected(version=one.version, why="x", by="server") for one in releases]
+    write(running, *refused)
+    wait_for(lambda: len(running.gateway.buffer.view.rejected()) == 6)
+    running.run(Follower(running.gateway).reconcile())
+    assert all(alone.here(one) for one in releases)
+    running.gateway.behind = None
+    running.run(Follower(running.gateway).reconcile())
+    assert [alone.here(one) for one in releases] == [False, False, False, True, True, True]
+
+
+def test_what_is_about_to_become_live_is_not_deleted(running: Running, alone: AdapterStore) -> None:
+    running.stop_following()
+    releases = [release(running, alone, version, 0) for version in range(1, 7)]
+    write(running, *[ReleaseRejected(version=one.version, why="x", by="server") for one in releases])
+    wait_for(lambda: len(running.gateway.buffer.view.rejected()) == 6)
+
+    async def promoting() -> None:
+        async with running.gateway.hold(1):
+            await Follower(running.gateway).reconcile()
+
+    running.run(promoting())
+    assert [alone.here(one) for one in releases] == [True, False, False, True, True, True]

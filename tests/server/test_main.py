@@ -118,6 +118,17 @@ def test_it_serves_drains_and_keeps_what_it_promised(processes: Processes) -> No
     assert httpx.post(f"{url}/v1/feedback", json=feedback).status_code == 202
 
 
+def test_it_remembers_what_it_did_and_what_its_log_takes(processes: Processes) -> None:
+    processes.start()
+    url = processes.wait_until_ready()
+    httpx.post(f"{url}/v1/chat/completions", json=ASKED)
+    found = httpx.get(f"{url}/v1/overview").json()
+    assert found["traffic"]["hour"]["by_outcome"] == {"ok": 1}
+    assert len(found["traffic"]["history"]["at"]) >= 1
+    assert found["log"]["used"] > 0 and found["log"]["free"] > 0
+    assert httpx.get(f"{url}/dashboard").status_code == 200
+
+
 def test_without_keys_another_sites_page_can_teach_it_nothing(processes: Processes) -> None:
     processes.start()
     url = processes.wait_until_ready()

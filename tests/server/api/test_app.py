@@ -36,6 +36,7 @@ GUARDED = [
     ("POST", "/v1/feedback/tokens"),
     ("GET", "/v1/feedback"),
     ("GET", "/v1/feedback/x"),
+    ("GET", "/v1/feedback/x/explanation"),
     ("DELETE", "/v1/feedback/x"),
     ("GET", "/v1/learning"),
     ("POST", "/v1/learning/rounds"),

@@ -260,3 +260,21 @@ def test_servers_with_different_secrets_are_told_so(running: Running) -> None:
     assert "[server] secret" in refused.json()["error"]["hint"]
     strangers = running.client("ben-key").post("/v1/feedback", json=feedback)
     assert strangers.json()["error"]["code"] == "completion_not_found"
+
+
+def test_feedback_is_listed_by_completion_newest_first_and_ones_own(running: Running) -> None:
+    first, second = ask(running, "one"), ask(running, "two")
+    sent = [
+        running.client().post("/v1/feedback", json=correction(id_, check={"contains": "wick"})).json()["id"]
+        for id_ in (first, second)
+    ]
+
+    def listed(query: str, key: str = "ann-key") -> list[str]:
+        return [one["id"] for one in running.client(key).get(f"/v1/feedback?{query}").json()["data"]]
+
+    assert listed(f"completion_id={second}") == [sent[1]]
+    assert listed("order=desc") == sent[::-1]
+    assert listed(f"order=desc&after={sent[1]}") == [sent[0]]
+    assert listed("", "root-key") == sent
+    assert listed("mine=true", "root-key") == []
+    assert running.client().get(f"/v1/feedback/{sent[0]}").json()["check"] == {"contains": "wick"}

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
+from buffer.exchanges import Exchange
 from buffer.records import Choice, ExchangeClosed, ExchangeOpened
-from buffer.view import Exchange
 from server.api import lessons
 from server.errors import RequestRefused
 

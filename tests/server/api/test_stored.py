@@ -62,8 +62,62 @@ def test_text_completions_are_not_listed_as_chats(running: Running) -> None:
     assert list(running.openai().chat.completions.list()) == []
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "order=up"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=101",
+        "limit=x",
+        "order=up",
+        f"search={'a ' * 101}",
+        f"policy={10**30}",
+        "mine=perhaps",
+    ],
+)
 def test_a_bad_page_is_refused(running: Running, query: str) -> None:
     refused = running.client().get(f"/v1/chat/completions?{query}")
     assert refused.status_code == 400
-    assert refused.json()["error"]["param"] in ("limit", "order")
+    assert refused.json()["error"]["param"] == query.partition("=")[0]
+
+
+def listed(running: Running, query: str, key: str = "ann-key") -> list[str]:
+    return [one["asked"] for one in running.client(key).get(f"/v1/chat/completions?{query}").json()["data"]]
+
+
+def test_stored_completions_are_searched_page_by_page(running: Running) -> None:
+    for i in range(5):
+        create(running, f"Bakery number {i}")
+    create(running, "The mill")
+    assert listed(running, "search=BAKERY&order=desc&limit=2") == ["Bakery number 4", "Bakery number 3"]
+    page = running.client().get("/v1/chat/completions?search=bakery&limit=4").json()
+    assert page["has_more"] is True
+    assert listed(running, f"search=bakery&limit=4&after={page['last_id']}") == ["Bakery number 4"]
+    assert listed(running, "search=bakery", "ben-key") == []
+
+
+def test_what_is_not_corrected_yet_is_listed_by_itself(running: Running) -> None:
+    corrected = create(running, "one")
+    create(running, "two")
+    running.client().post(
+        "/v1/feedback", json={"completion_id": corrected, "kind": "correction", "text": "three"}
+    )
+    assert listed(running, "corrected=false") == ["two"]
+    assert listed(running, "corrected=true") == ["one"]
+    assert listed(running, "policy=0") == ["one", "two"]
+    assert listed(running, "policy=7") == []
+
+
+def test_an_admin_may_list_only_what_is_their_own(running: Running) -> None:
+    create(running, "anns")
+    running.openai("root-key").chat.completions.create(
+        model="apprentice", messages=[{"role": "user", "content": "roots"}]
+    )
+    assert listed(running, "", "root-key") == ["anns", "roots"]
+    assert listed(running, "mine=true", "root-key") == ["roots"]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "order=up"])
+def test_a_bad_page_of_messages_is_refused(running: Running, query: str) -> None:
+    completion_id = create(running, "x")
+    refused = running.client().get(f"/v1/chat/completions/{completion_id}/messages?{query}")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, query.partition("=")[0])

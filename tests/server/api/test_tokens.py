@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from buffer.records import FeedbackGiven, KeyRevoked
-from server.api.tokens import DAY_S
+from server.api.lessons import DAY_S
 from server.identity import Token
 from tests.server.api.test_feedback import ask, correction, given
 from tests.server.running import Running
@@ -74,6 +74,7 @@ def test_it_opens_nothing_else(running: Running) -> None:
         ("DELETE", f"/v1/chat/completions/{mine}", None),
         ("GET", "/v1/feedback", None),
         ("GET", f"/v1/feedback/{theirs}", None),
+        ("GET", f"/v1/feedback/{theirs}/explanation", None),
         ("DELETE", f"/v1/feedback/{theirs}", None),
         ("DELETE", f"/v1/feedback/{theirs}?erase=true", None),
         ("GET", f"/v1/feedback/{told.json()['id']}", None),

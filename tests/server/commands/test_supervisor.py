@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from server.commands.supervisor import Backoff, Child, Supervisor, describe
+from server.commands.supervisor import Backoff, Child, LogFile, Supervisor, describe
 
 OBEDIENT = """
 import signal, sys, time
@@ -186,6 +186,27 @@ def test_a_killed_supervisor_leaves_no_process(tmp_path: Path) -> None:
         assert all(map(alive, pids))
         supervisor.send_signal(signal.SIGKILL)
     assert still_alive(pids) == []
+
+
+def test_a_log_that_has_grown_is_set_aside_and_old_ones_go(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "a.log", max_bytes=100)
+    for number in range(100):
+        log.write(f"line {number} of many")
+    log.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.log", "a.log.1", "a.log.2", "a.log.3"]
+    assert all(path.stat().st_size <= 100 for path in tmp_path.iterdir())
+    kept = "".join((tmp_path / name).read_text() for name in ("a.log.3", "a.log.2", "a.log.1", "a.log"))
+    assert kept.splitlines()[-1] == "line 99 of many"
+    numbers = [int(line.split()[1]) for line in kept.splitlines()]
+    assert numbers == list(range(numbers[0], 100)), "none is lost in between"
+
+
+def test_on_a_full_disk_lines_are_dropped_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    log = LogFile(Path("/dev/full"), max_bytes=0)
+    for _ in range(3):
+        log.write("x" * 10_000)
+    log.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_return_code_is_put_into_words() -> None:

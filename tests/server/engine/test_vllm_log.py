@@ -60,10 +60,12 @@ def test_only_this_starts_part_of_the_log_is_read(tmp_path: Path) -> None:
     assert tail(path, start) == "OSError: of this one\n"
 
 
-def test_a_large_log_is_set_aside(tmp_path: Path) -> None:
+def test_a_large_log_is_set_aside_while_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "vllm.log"
-    path.write_bytes(b"x" * (17 << 20))
-    rotate(path)
-    assert not path.exists()
-    assert (tmp_path / "vllm.log.1").exists()
-    rotate(path)
+    with path.open("ab", buffering=0) as writing:
+        writing.write(b"x" * (17 << 20))
+        assert rotate(path)
+        writing.write(b"after")
+        assert path.read_bytes() == b"after"
+        assert not rotate(path)
+    assert (tmp_path / "vllm.log.1").stat().st_size == 17 << 20
