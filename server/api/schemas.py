@@ -142,6 +142,15 @@ class FeedbackFates(TypedDict):
     has_more: bool
 
 
+class FeedbackToken(TypedDict):
+    """As a bearer's key it opens this completion and the feedback on it, and nothing else."""
+
+    object: Literal["feedback.token"]
+    token: str
+    completion_id: str
+    expires_at: Time
+
+
 class FeedbackGone(TypedDict):
     id: str
     object: Literal["feedback.withdrawn", "feedback.erased"]
