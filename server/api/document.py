@@ -40,6 +40,7 @@ REASONS = {
     403: "This key may not do that; without keys, only programs on this machine may call.",
     404: "There is no such thing, or it is somebody else's.",
     409: "It does not fit what is there now.",
+    410: "It was deleted: old policies are, once nothing needs them.",
     413: "The body is too large.",
     500: "The server made a mistake; its log has the details.",
     502: "vLLM answered with an error.",
