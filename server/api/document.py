@@ -43,6 +43,7 @@ REASONS = {
     403: "This key lacks the scope for that; without keys, only programs on this machine may call.",
     404: "There is no such thing, or it is somebody else's.",
     409: "It does not fit what is there now.",
+    410: "It was deleted: old policies are, once nothing needs them.",
     413: "The body is too large.",
     429: "Too many requests, or too many wrong keys from this address. Try again after `Retry-After`.",
     500: "The server made a mistake; its log has the details.",
