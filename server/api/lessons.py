@@ -16,7 +16,6 @@ from server.errors import RequestRefused
 
 T = TypeVar("T", bound=BaseModel)
 
-DAY_S = 86400
 MAX_BATCH = 1000
 MAX_KEY = 255
 DAY_S = 86400
@@ -82,14 +81,6 @@ TaughtMessage = Annotated[
         }
     ),
 ]
-
-
-class TokenWanted(BaseModel):
-    """Which completion to give away to be corrected, and for how many seconds."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    completion_id: str = Field(max_length=200)
-    expires_in: int = Field(7 * DAY_S, ge=1, le=90 * DAY_S)
 
 
 class FeedbackIn(BaseModel):

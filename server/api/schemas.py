@@ -157,15 +157,6 @@ class FeedbackGone(TypedDict):
     status: Literal["withdrawn", "erased"]
 
 
-class FeedbackToken(TypedDict):
-    """Opens one completion to be corrected by whoever has it."""
-
-    object: Literal["feedback.token"]
-    token: str
-    completion_id: str
-    expires_at: Time
-
-
 class Event(TypedDict):
     """A step on the way of a piece of feedback. Without a time where the log has none."""
 
