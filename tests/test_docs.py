@@ -1,8 +1,8 @@
 """What the documentation shows works: commands parse, settings load, examples run, links lead somewhere.
 
-Every fenced block is of a language that has a rule; any other fails by name. Examples run in order against one
-gateway in front of a scripted vLLM, with the server's address replaced. There `$ID` is a fresh completion's
-id, `$FEEDBACK` the id of fresh feedback on it, and `$OPENAI_API_KEY` an admin's key.
+Every fenced block is of a language that has a rule; any other fails by name. Examples run in order against
+one gateway in front of a scripted vLLM, with the address replaced. There `$ID` is a fresh completion's id,
+`$FEEDBACK` the id of fresh feedback on it, and `$OPENAI_API_KEY` an admin's key.
 """
 
 import importlib.util
