@@ -43,10 +43,10 @@ MODELS: dict[str, type[BaseModel]] = {
 }
 CURL = 'curl() { command curl -sS --fail-with-body "$@" -H "Authorization: Bearer $OPENAI_API_KEY"; }'
 """The README's own lines have no key, as its server has none."""
-SYSTEM_COMMANDS = {"cp", "export", "mkdir", "openssl", "rsync", "sha256sum", "printf"}
+SYSTEM_COMMANDS = {"cp", "docker", "export", "kubectl", "mkdir", "openssl", "rsync", "sha256sum", "printf"}
 """Of other projects; what they do is not tested."""
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_LINK = re.compile(r"(?<=\]\()[^)\s]+|(?<=src=\")[^\"]+|(?<=srcset=\")[^\"]+")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     elif name == "python":
         assert words[1] == "-m" and importlib.util.find_spec(words[2]) is not None
     else:
-        assert name in SYSTEM_COMMANDS
+        assert name in SYSTEM_COMMANDS or (ROOT / words[0]).is_file()
+    assert [word for word in words if word.startswith("deploy/") and not (ROOT / word).exists()] == []
 
 
 def commands_of(script: str) -> Iterator[list[str]]:
