@@ -45,7 +45,7 @@ CURL = 'curl() { command curl -sS --fail-with-body "$@" -H "Authorization: Beare
 """The README's own lines have no key, as its server has none."""
 SYSTEM_COMMANDS = {"cp", "docker", "export", "kubectl", "mkdir", "openssl", "rsync", "sha256sum", "printf"}
 """Of other projects; what they do is not tested."""
-_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^ *```([^\n]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<=\]\()[^)\s]+|(?<=src=\")[^\"]+|(?<=srcset=\")[^\"]+")
 
 
