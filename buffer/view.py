@@ -307,6 +307,14 @@ class View:
                 counted[fate(_fact(facts, rounds), lineage).status, bool(teaches)] += count
         return counted
 
+    def left_out(self) -> dict[tuple[str, str], int]:
+        """How much feedback was judged unfit, by decision and reason, apart from what was taken back."""
+        rows = self._rows(
+            f"SELECT d.decision, d.reason, count(*) {_FROM} WHERE d.decision != 'accepted'"
+            " AND NOT f.withdrawn AND NOT f.erased GROUP BY 1, 2"
+        )
+        return {(decision, reason): count for decision, reason, count in rows}
+
     def _feedback(self, where: str, *arguments: object) -> list[Feedback]:
         with self._lock:
             columns = f"f.feedback_id, f.principal, f.received, f.given, d.reason, {_FACTS}"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv and install this project into it; `install.sh test` adds the tools of the tests.
 # Prints one line a step. A second run with nothing changed ends at once; an interrupted one starts over.
+# ACCELERATOR=cpu or gpu says which build; without it nvidia-smi does.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -72,7 +73,7 @@ if [ ! -d $venv ]; then
 fi
 rm -f $stamp
 
-if nvidia-smi -L >/dev/null 2>&1; then
+if [ "${ACCELERATOR:-}" = gpu ] || { [ -z "${ACCELERATOR:-}" ] && nvidia-smi -L >/dev/null 2>&1; }; then
   step "1/2 vLLM 0.32.0 for the GPU, with its torch (about 8 GB, 3 to 10 minutes)" install 'vllm==0.32.0'
   step "2/2 Apprentice (a few seconds)" install --no-build-isolation -e ".[learner${want_test:+,test}]"
 else

@@ -110,7 +110,7 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
         base=base,
     )
     engine.on_ready = policies.reload
-    metrics = Metrics(buffer)
+    metrics = Metrics(buffer, alias=alias, state=state)
     fetcher = Fetcher(store, metrics.store_failures, news.ring)
     gateway = Gateway(
         alias=alias,

@@ -69,16 +69,22 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["operations"], summary="The model answers and the log has been read")
-    async def readyz() -> Response:
+    def why_not_ready() -> EngineUnavailable | None:
         try:
             gateway.require_ready()
         except EngineUnavailable as error:
+            return error
+        return None
+
+    @app.get("/readyz", tags=["operations"], summary="The model answers and the log has been read")
+    async def readyz() -> Response:
+        if (error := why_not_ready()) is not None:
             return _respond(problem(error))
         return JSONResponse({"status": "ready", "policy": f"{gateway.alias}@{gateway.live:06d}"})
 
     @app.get("/metrics", tags=["operations"], summary="Ours and vLLM's, in Prometheus' text format")
     async def metrics() -> Response:
+        gateway.metrics.ready.set(why_not_ready() is None)
         gateway.metrics.engine_ready.set(gateway.engine.state == "ready")
         gateway.metrics.engine_starts.set(gateway.engine.starts)
         try:

@@ -239,7 +239,7 @@ def test_a_round_cut_short_is_run_again_to_the_same_bits(
     (done,) = successor.view.rounds()
     assert done.release is not None
     assert done.release == ended.release
-    successor.view.close()
+    successor.close()
 
 
 @pytest.mark.train
@@ -340,7 +340,7 @@ def test_a_store_that_is_away_delays_a_release_and_loses_nothing(
     assert done.release.directory == here
     elsewhere = AdapterStore(tmp_path / "elsewhere", AdaptersConfig(url=url))
     elsewhere.fetch(done.release)
-    successor.view.close()
+    successor.close()
 
 
 @pytest.mark.train

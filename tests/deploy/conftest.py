@@ -1,0 +1,3 @@
+from tests.buffer.conftest import broker
+
+__all__ = ["broker"]
