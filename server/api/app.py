@@ -6,24 +6,28 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from buffer.log import BufferError
-from server.api import completions, erasure, feedback, learning, pages, stored
+from server.api import completions, document, erasure, feedback, learning, pages, stored
+from server.api.document import errors
 from server.api.problems import Problem, problem, shape
+from server.api.schemas import Alive, Model, Models, Ready
 from server.errors import EngineRefused, EngineUnavailable, RequestRefused, ServerError
 from server.gateway import Gateway
 
 logger = logging.getLogger(__name__)
 
-ABOUT = "An OpenAI-compatible model server that learns from corrections."
-
 
 def create_app(gateway: Gateway) -> FastAPI:
     """The application on a gateway's parts. It starts and stops nothing."""
-    app = FastAPI(title="Apprentice", description=ABOUT, version="1", redoc_url=None)
+    app = Documented(
+        title="Apprentice", description=document.ABOUT, version="1", openapi_tags=document.TAGS,
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
     app.include_router(feedback.router(gateway))  # first, since routes are tried in turn
     # before completions: both routers own paths below /v1/chat/completions, with different methods
     app.include_router(stored.router(gateway))
@@ -39,8 +43,17 @@ def create_app(gateway: Gateway) -> FastAPI:
     return app
 
 
+class Documented(FastAPI):
+    """FastAPI whose document is completed once it is asked for."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document.complete(super().openapi())
+        return super().openapi()
+
+
 def _add_models(app: FastAPI, gateway: Gateway) -> None:
-    def cards() -> list[dict[str, Any]]:
+    def cards() -> list[Model]:
         alias = gateway.alias
         pinned = [f"{alias}@{version:06d}" for version in sorted(gateway.policies.resident)]
         return [
@@ -49,12 +62,12 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
         ]
 
     @app.get("/v1/models", tags=["models"], summary="The alias, the base and the policies that are loaded")
-    async def models(request: Request) -> dict[str, Any]:
+    async def models(request: Request) -> Models:
         gateway.principal(request)
         return {"object": "list", "data": cards()}
 
-    @app.get("/v1/models/{name}", tags=["models"], summary="One model name")
-    async def model(request: Request, name: str) -> dict[str, Any]:
+    @app.get("/v1/models/{name}", tags=["models"], responses=errors(404), summary="One model name")
+    async def model(request: Request, name: str) -> Model:
         gateway.principal(request)
         for card in cards():
             if card["id"] == name:
@@ -66,7 +79,7 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
 
 def _add_operations(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/healthz", tags=["operations"], summary="The gateway's process lives")
-    async def healthz() -> dict[str, str]:
+    async def healthz() -> Alive:
         return {"status": "ok"}
 
     def why_not_ready() -> EngineUnavailable | None:
@@ -76,13 +89,17 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
             return error
         return None
 
-    @app.get("/readyz", tags=["operations"], summary="The model answers and the log has been read")
-    async def readyz() -> Response:
-        if (error := why_not_ready()) is not None:
-            return _respond(problem(error))
-        return JSONResponse({"status": "ready", "policy": f"{gateway.alias}@{gateway.live:06d}"})
+    summary = "The model answers and the log has been read"
 
-    @app.get("/metrics", tags=["operations"], summary="Ours and vLLM's, in Prometheus' text format")
+    @app.get("/readyz", tags=["operations"], response_model=Ready, responses=errors(503), summary=summary)
+    async def readyz() -> Ready | Response:
+        if (error := why_not_ready()) is not None:  # not counted as a refusal: being asked is its purpose
+            return _respond(problem(error))
+        return {"status": "ready", "policy": f"{gateway.alias}@{gateway.live:06d}"}
+
+    summary = "Ours and vLLM's, in Prometheus' text format"
+
+    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse, summary=summary)
     async def metrics() -> Response:
         gateway.metrics.ready.set(why_not_ready() is None)
         gateway.metrics.engine_ready.set(gateway.engine.state == "ready")
@@ -122,16 +139,23 @@ def _add_error_handlers(app: FastAPI, gateway: Gateway) -> None:
         if error.status_code == 404:
             found = shape(404, "no_such_route", f"there is no {path}", "see /docs")
         elif error.status_code == 405:
-            found = shape(405, "wrong_method", f"{request.method} does not work on {path}", "see /docs")
+            allowed = ", ".join(sorted(_methods(app, request.scope)))
+            found = shape(405, "wrong_method", f"{request.method} does not work on {path}", f"use {allowed}")
+            found[2]["allow"] = allowed
         else:
             found = shape(error.status_code, f"http_{error.status_code}", str(error.detail))
-        response = refuse(found)
-        response.headers.update(error.headers or {})
-        return response
+        return refuse(found)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         return refuse(shape(500, "internal_error", "the server made a mistake", "its log has the details"))
+
+
+def _methods(app: FastAPI, scope: Scope) -> set[str]:
+    """What works on a path: each method has a route of its own, and the framework names only one."""
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    found = next(route.path for route in routes if route.matches(scope)[0] != Match.NONE)
+    return {method for route in routes if route.path == found for method in route.methods or ()}
 
 
 def _respond(found: Problem) -> Response:

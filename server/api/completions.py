@@ -20,10 +20,13 @@ from starlette.types import Receive, Scope, Send
 
 from buffer.log import BufferError
 from buffer.records import ExchangeClosed, ExchangeOpened, Record
-from server.api import sse, translate
+from server.api import document, sse, translate
+from server.api.document import errors
+from server.api.fields import BODIES
 from server.api.next_turn import NextTurns
 from server.api.problems import problem
 from server.api.reply import reply, worth_sending
+from server.api.schemas import Completion
 from server.api.transcript import Transcript
 from server.api.translate import Call
 from server.api.upstream import PATHS, chunks, engine_error
@@ -37,6 +40,31 @@ _STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
+}
+
+RESPONSES = errors(404, 502, 503) | {
+    200: {
+        "model": Completion,
+        "content": {
+            "text/event-stream": {
+                # one event of the stream, as OpenAPI 3.2 has it and as FastAPI writes it into 3.1
+                "itemSchema": {
+                    "type": "object",
+                    "properties": {"data": {"type": "string", "contentMediaType": "application/json"}},
+                    "required": ["data"],
+                    "description": "With stream: true, OpenAI's chunks as server-sent events, then `[DONE]`. "
+                    "An error that comes later than the first of them is the last event instead.",
+                }
+            }
+        },
+        "headers": {
+            "x-policy": {"description": "The policy that answered.", "schema": {"type": "string"}},
+            "x-captured": {
+                "description": "true: the receipt is good and on disk. Left out with store: false.",
+                "schema": {"type": "string", "enum": ["true", "false"]},
+            },
+        },
+    }
 }
 
 
@@ -54,11 +82,31 @@ def router(gateway: Gateway) -> APIRouter:
         )
         return Answer(gateway, call, principal, next_turns)
 
-    @routes.post(PATHS["chat"], summary="Answer a conversation; the reply's id is the receipt for feedback")
+    asked = [{"role": "user", "content": "Who runs the bakery in Ostwick?"}]
+
+    @routes.post(
+        PATHS["chat"],
+        openapi_extra=document.body(
+            BODIES["chat"],
+            whole={"model": gateway.alias, "messages": asked},
+            stream={"model": gateway.alias, "messages": asked, "stream": True},
+        ),
+        responses=RESPONSES,
+        summary="Answer a conversation; the reply's id is the receipt for feedback",
+        description=document.refused_fields(),
+    )
     async def chat(request: Request) -> Response:
         return await answer("chat", request)
 
-    @routes.post(PATHS["completions"], summary="Continue a text; the reply's id is the receipt for feedback")
+    @routes.post(
+        PATHS["completions"],
+        openapi_extra=document.body(
+            BODIES["completions"], whole={"model": gateway.alias, "prompt": "The bakery in Ostwick"}
+        ),
+        responses=RESPONSES,
+        summary="Continue a text; the reply's id is the receipt for feedback",
+        description=document.refused_fields(),
+    )
     async def completions(request: Request) -> Response:
         return await answer("completions", request)
 

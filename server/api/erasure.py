@@ -5,11 +5,12 @@ Who erased it stays in the log, and so do ids. Policies that learned from it kee
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 from fastapi import APIRouter, Request
 
 from buffer.records import ExchangeErased, FeedbackWithdrawn, Payload
+from server.api.document import errors
+from server.api.schemas import PrincipalCount
 from server.gateway import Gateway
 
 BATCH = 100
@@ -20,13 +21,15 @@ def router(gateway: Gateway) -> APIRouter:
     routes = APIRouter(prefix="/v1/principals", tags=["principals"])
 
     @routes.get("/{name}", summary="How much there is of a principal (admin)")
-    async def count(request: Request, name: str) -> dict[str, Any]:
+    async def count(request: Request, name: str) -> PrincipalCount:
         gateway.admin(request)
         exchanges, feedback = await asyncio.to_thread(gateway.buffer.view.belonging, name)
         return {"id": name, "object": "principal", "exchanges": len(exchanges), "feedback": len(feedback)}
 
-    @routes.delete("/{name}", summary="Erase all exchanges and feedback of a principal (admin)")
-    async def erase(request: Request, name: str) -> dict[str, Any]:
+    summary = "Erase all exchanges and feedback of a principal (admin)"
+
+    @routes.delete("/{name}", responses=errors(503), summary=summary)
+    async def erase(request: Request, name: str) -> PrincipalCount:
         by = gateway.admin(request).name
         exchanges, feedback = await asyncio.to_thread(gateway.buffer.view.belonging, name)
         await erase_feedback(gateway, feedback, by)

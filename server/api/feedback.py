@@ -1,19 +1,20 @@
 """`/v1/feedback`: corrections and the like come in, and what became of them is told."""
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakValueDictionary
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Header, Query, Request
 from pydantic_core import from_json
 
 from buffer.fate import Status
 from buffer.records import ExchangeOpened, FeedbackGiven, FeedbackWithdrawn
 from buffer.teacher import teacher_messages
 from buffer.view import Feedback
-from server.api import erasure, lessons
+from server.api import document, erasure, lessons
+from server.api.document import errors
 from server.api.lessons import FeedbackIn
+from server.api.schemas import FeedbackFate, FeedbackFates, FeedbackGone, FeedbackPreview, FeedbackReceived
 from server.api.upstream import PATHS, engine_error
 from server.errors import RequestRefused
 from server.gateway import Gateway, read_json
@@ -22,10 +23,19 @@ from server.identity import Principal, conversation_of
 _PREVIEW_TOKENS = 256
 _PAGE = 1000
 
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": FeedbackIn.model_json_schema()}},
+Limit = Annotated[int, Query(ge=1, le=_PAGE)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", description="A request that is repeated with it records nothing new."),
+]
+
+ONE = document.reference(FeedbackIn)
+MANY = {"type": "array", "items": ONE, "minItems": 1, "maxItems": lessons.MAX_BATCH}
+EXAMPLES = {
+    "demonstration": {
+        "kind": "demonstration",
+        "messages": [{"role": "user", "content": "Who runs the bakery in Ostwick?"}],
+        "text": "Ida Holm runs the bakery in Ostwick.",
     }
 }
 
@@ -34,33 +44,46 @@ def router(gateway: Gateway) -> APIRouter:
     routes = APIRouter(prefix="/v1/feedback", tags=["feedback"])
     desk = Desk(gateway)
 
-    @routes.post("", status_code=202, openapi_extra=BODY, summary="Say how an answer should have been")
-    async def give(request: Request) -> JSONResponse:
+    @routes.post(
+        "",
+        status_code=202,
+        openapi_extra=document.body({"anyOf": [ONE, MANY]}, **EXAMPLES),
+        responses=errors(404, 409, 503),
+        summary="Say how an answer should have been",
+    )
+    async def give(
+        request: Request, idempotency_key: IdempotencyKey = None
+    ) -> FeedbackReceived | list[FeedbackReceived]:
         principal = gateway.principal(request)
-        key = lessons.check_key(request.headers.get("idempotency-key"))
+        key = lessons.check_key(idempotency_key)
         body = await read_json(request)
         ids = await desk.take(principal, body, key)
-        replies = [{"id": id_, "status": "received"} for id_ in ids]
-        return JSONResponse(replies if isinstance(body, list) else replies[0], status_code=202)
+        replies: list[FeedbackReceived] = [{"id": id_, "status": "received"} for id_ in ids]
+        return replies if isinstance(body, list) else replies[0]
 
-    @routes.post("/preview", openapi_extra=BODY, summary="What the teacher answers with this feedback")
-    async def preview(request: Request) -> dict[str, Any]:
+    @routes.post(
+        "/preview",
+        openapi_extra=document.body(FeedbackIn, **EXAMPLES),
+        responses=errors(404, 409, 502, 503),
+        summary="What the teacher answers with this feedback",
+    )
+    async def preview(request: Request) -> FeedbackPreview:
         return await desk.preview(gateway.principal(request), await read_json(request))
 
     @routes.get("", summary="One's own feedback and what became of it")
     async def list_feedback(
-        request: Request, status: Status | None = None, limit: int = _PAGE, after: str | None = None
-    ) -> dict[str, Any]:
-        if not 1 <= limit <= _PAGE:
-            raise RequestRefused(f"limit must be 1 to {_PAGE}", param="limit")
+        request: Request, status: Status | None = None, limit: Limit = _PAGE, after: str | None = None
+    ) -> FeedbackFates:
         return await desk.page(gateway.principal(request), status, limit, after)
 
-    @routes.get("/{feedback_id}", summary="What became of a piece of feedback")
-    async def one(request: Request, feedback_id: str) -> dict[str, Any]:
+    @routes.get("/{feedback_id}", responses=errors(404), summary="What became of a piece of feedback")
+    async def one(request: Request, feedback_id: str) -> FeedbackFate:
         return lessons.describe(await desk.own(gateway.principal(request), feedback_id))
 
-    @routes.delete("/{feedback_id}", summary="Take it back for all future rounds, or erase what it says, too")
-    async def withdraw(request: Request, feedback_id: str, erase: bool = False) -> dict[str, Any]:
+    summary = "Take it back for all future rounds, or erase what it says, too"
+
+    @routes.delete("/{feedback_id}", responses=errors(404, 503), summary=summary)
+    async def withdraw(request: Request, feedback_id: str, erase: bool = False) -> FeedbackGone:
         principal = gateway.principal(request)
         feedback = await desk.own(principal, feedback_id)
         if erase:
@@ -93,7 +116,7 @@ class Desk:
                 return earlier
             return await self._record(principal, body, key)
 
-    async def preview(self, principal: Principal, body: object) -> dict[str, Any]:
+    async def preview(self, principal: Principal, body: object) -> FeedbackPreview:
         """The base policy's greedy answer with the feedback in its context. Records nothing."""
         gateway = self._gateway
         if isinstance(body, list):
@@ -130,7 +153,7 @@ class Desk:
 
     async def page(
         self, principal: Principal, status: Status | None, limit: int, after: str | None
-    ) -> dict[str, Any]:
+    ) -> FeedbackFates:
         """Feedback by time, from behind `after` on."""
         whose = None if principal.admin else principal.name
         found = await asyncio.to_thread(self._gateway.buffer.view.all_feedback, whose, status=status)

@@ -2,13 +2,16 @@
 
 import asyncio
 import time
-from typing import Any, Literal
+from typing import Annotated, Literal, cast
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict
 
-from buffer.records import LearningSwitched, RoundRequested
+from buffer.records import AliasMoved, LearningSwitched, RoundRequested
 from buffer.view import Alias, Round, by_status
+from server.api.document import errors
+from server.api.schemas import AliasMove, Learner, Learning, Move, Policies, Policy, RoundAsked
+from server.api.schemas import Round as RoundShown
 from server.errors import RequestRefused
 from server.gateway import Gateway, no_policy
 
@@ -16,6 +19,7 @@ SILENT_AFTER_S = 60
 """A learner reports more often than this, whatever it does."""
 
 ROUNDS_SHOWN = 20
+Version = Annotated[int, Path(ge=0, le=999_999)]
 NEVER_HEARD = "no learner has been heard of: start it with `apprentice learn`"
 
 
@@ -37,12 +41,12 @@ def learning_router(gateway: Gateway) -> APIRouter:
     routes = APIRouter(prefix="/v1/learning", tags=["learning"])
 
     @routes.get("", summary="What the learner does, and why it does not train when it does not")
-    async def learning(request: Request) -> dict[str, Any]:
+    async def learning(request: Request) -> Learning:
         gateway.principal(request)
         return await asyncio.to_thread(describe_learning, gateway, time.time())
 
-    @routes.post("/rounds", status_code=202, summary="Ask for a round now")
-    async def ask_for_round(request: Request, wanted: RoundWanted | None = None) -> dict[str, Any]:
+    @routes.post("/rounds", status_code=202, responses=errors(503), summary="Ask for a round now")
+    async def ask_for_round(request: Request, wanted: RoundWanted | None = None) -> RoundAsked:
         by = gateway.admin(request)
         asked = RoundRequested(
             request_id=f"round-request-{gateway.new_uuid()}",
@@ -52,18 +56,18 @@ def learning_router(gateway: Gateway) -> APIRouter:
         await gateway.write([asked])
         return {"id": asked.request_id, "object": "round.requested", "include": asked.include}
 
-    async def switch(request: Request, why: Switch | None, *, paused: bool) -> dict[str, Any]:
+    async def switch(request: Request, why: Switch | None, *, paused: bool) -> Learning:
         by = gateway.admin(request)
         await gateway.write([LearningSwitched(paused=paused, by=by.name, why=why.why if why else "")])
         await gateway.until(lambda: (gateway.buffer.view.paused() is not None) is paused)
         return await asyncio.to_thread(describe_learning, gateway, time.time())
 
-    @routes.post("/pause", summary="Start no further round; one that runs finishes")
-    async def pause(request: Request, why: Switch | None = None) -> dict[str, Any]:
+    @routes.post("/pause", responses=errors(503), summary="Start no further round; one that runs finishes")
+    async def pause(request: Request, why: Switch | None = None) -> Learning:
         return await switch(request, why, paused=True)
 
-    @routes.post("/resume", summary="Learn again")
-    async def resume(request: Request, why: Switch | None = None) -> dict[str, Any]:
+    @routes.post("/resume", responses=errors(503), summary="Learn again")
+    async def resume(request: Request, why: Switch | None = None) -> Learning:
         return await switch(request, why, paused=False)
 
     return routes
@@ -73,13 +77,11 @@ def policies_router(gateway: Gateway) -> APIRouter:
     routes = APIRouter(prefix="/v1/policies", tags=["policies"])
 
     @routes.get("", summary="All policies and where they come from")
-    async def policies(request: Request) -> dict[str, Any]:
+    async def policies(request: Request) -> Policies:
         gateway.principal(request)
         return {"object": "list", "data": await asyncio.to_thread(describe_policies, gateway)}
 
-    async def move(
-        request: Request, version: int | None, why: Literal["promote", "rollback"]
-    ) -> dict[str, Any]:
+    async def move(request: Request, version: int | None, why: Literal["promote", "rollback"]) -> AliasMove:
         by = gateway.admin(request)
         alias = await asyncio.to_thread(gateway.alias_now)
         to = alias.previous if version is None else version
@@ -94,16 +96,18 @@ def policies_router(gateway: Gateway) -> APIRouter:
             await gateway.until(lambda: gateway.live == to or gateway.alias_now().version != to)
         return {"object": "alias", "id": gateway.alias, "version": to, "was": alias.version, "why": why}
 
-    @routes.post("/rollback", summary="Back to the policy that was live before")
-    async def rollback(request: Request) -> dict[str, Any]:
+    @routes.post("/rollback", responses=errors(409, 503), summary="Back to the policy that was live before")
+    async def rollback(request: Request) -> AliasMove:
         return await move(request, None, "rollback")
 
-    @routes.post("/{version}/promote", summary="Make a policy live")
-    async def promote(request: Request, version: int) -> dict[str, Any]:
+    @routes.post("/{version:int}/promote", responses=errors(404, 409, 503), summary="Make a policy live")
+    async def promote(request: Request, version: Version) -> AliasMove:
         return await move(request, version, "promote")
 
-    @routes.get("/{version}", summary="One policy: parent, round, records, config, evaluation, verdict")
-    async def policy(request: Request, version: int) -> dict[str, Any]:
+    summary = "One policy: parent, round, records, config, evaluation, verdict"
+
+    @routes.get("/{version:int}", responses=errors(404), summary=summary)
+    async def policy(request: Request, version: Version) -> Policy:
         gateway.principal(request)
         for one in await asyncio.to_thread(describe_policies, gateway, details=True):
             if one["version"] == version:
@@ -113,7 +117,7 @@ def policies_router(gateway: Gateway) -> APIRouter:
     return routes
 
 
-def describe_learning(gateway: Gateway, now: float) -> dict[str, Any]:
+def describe_learning(gateway: Gateway, now: float) -> Learning:
     """The learner's last word, and what waits for it. Reads the view."""
     view = gateway.buffer.view
     counted = view.count_feedback()
@@ -122,17 +126,17 @@ def describe_learning(gateway: Gateway, now: float) -> dict[str, Any]:
     rounds = view.rounds()
     ended = next((r for r in reversed(rounds) if r.ended is not None), None)
     heard, paused = view.report(), view.paused()
-    told: dict[str, Any] = {"state": None, "why": NEVER_HEARD}
+    told: Learner = {"state": None, "why": NEVER_HEARD}
     if heard is not None:
         report, at = heard
-        told = report.model_dump() | {"reported": int(at)}
+        told = cast(Learner, report.model_dump() | {"reported": int(at)})
         silent = int(now - at)
         if silent > SILENT_AFTER_S and report.state not in ("stopped", "failed"):
-            told |= {
-                "state": "silent",
-                "why": f"the learner has not been heard of for {silent} s: is it running? "
-                "start it with `apprentice learn`",
-            }
+            told["state"] = "silent"
+            told["why"] = (
+                f"the learner has not been heard of for {silent} s: is it running? "
+                "start it with `apprentice learn`"
+            )
     return {
         "object": "learning",
         **told,
@@ -147,7 +151,7 @@ def describe_learning(gateway: Gateway, now: float) -> dict[str, Any]:
     }
 
 
-def describe_round(one: Round) -> dict[str, Any]:
+def describe_round(one: Round) -> RoundShown:
     planned, ended = one.planned, one.ended
     return {
         "round": planned.round,
@@ -163,18 +167,18 @@ def describe_round(one: Round) -> dict[str, Any]:
     }
 
 
-def describe_policies(gateway: Gateway, *, details: bool = False) -> list[dict[str, Any]]:
+def describe_policies(gateway: Gateway, *, details: bool = False) -> list[Policy]:
     """Every policy, oldest first, beginning with the base. Reads the view."""
     view, alias = gateway.buffer.view, gateway.alias_now()
     rejected, resident = view.rejected(), gateway.policies.resident
-    base: dict[str, Any] = {"parent": None, "round": None, "verdict": None}
-    found = [_policy(gateway, 0, alias, resident=0 in resident) | base]
+    found = [_policy(gateway, 0, alias, resident=0 in resident)]
     for one in view.rounds():
         if one.release is None or one.ended is None:
             continue
         version, planned = one.release.version, one.planned
         policy = _policy(gateway, version, alias, resident=version in resident)
-        policy |= describe_round(one) | {
+        policy |= cast(Policy, describe_round(one))
+        policy |= {
             "digest": one.release.digest,
             "directory": one.release.directory,
             "rejected": rejected.get(version),
@@ -188,7 +192,7 @@ def describe_policies(gateway: Gateway, *, details: bool = False) -> list[dict[s
     return found
 
 
-def _policy(gateway: Gateway, version: int, alias: Alias, *, resident: bool) -> dict[str, Any]:
+def _policy(gateway: Gateway, version: int, alias: Alias, *, resident: bool) -> Policy:
     return {
         "id": f"{gateway.alias}@{version:06d}",
         "object": "policy",
@@ -196,5 +200,12 @@ def _policy(gateway: Gateway, version: int, alias: Alias, *, resident: bool) -> 
         "live": version == alias.version,
         "resident": resident,
         "waits_for": gateway.fetcher.waits_for(version) if gateway.fetcher is not None else None,
-        "moves": [m.model_dump(exclude={"alias"}) for m in alias.moves if m.version == version],
+        "moves": [_move(move) for move in alias.moves if move.version == version],
+        "parent": None,
+        "round": None,
+        "verdict": None,
     }
+
+
+def _move(move: AliasMoved) -> Move:
+    return {"version": move.version, "epoch": move.epoch, "why": move.why, "by": move.by}

@@ -4,16 +4,34 @@ import hashlib
 import json
 import re
 import unicodedata
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from buffer.records import Check, FeedbackGiven, Message
 from buffer.view import Exchange, Feedback
+from server.api.schemas import FeedbackFate
 from server.errors import RequestRefused
 
 MAX_BATCH = 1000
 MAX_KEY = 255
+
+
+class Form(NamedTuple):
+    """What a kind of feedback consists of, beside `choice`."""
+
+    kind: Literal["correction", "instruction", "rating", "demonstration"]
+    needed: tuple[str, ...]
+    optional: tuple[str, ...] = ("check",)
+
+
+FORMS = (
+    Form("correction", ("completion_id", "text")),
+    Form("instruction", ("completion_id", "text")),
+    Form("instruction", ("messages", "text")),
+    Form("rating", ("completion_id", "value"), ()),
+    Form("demonstration", ("messages", "text"), ("check", "completion_id")),
+)
 
 _CONTROL_TOKEN = re.compile(
     r"<[|｜][^<>|｜\n]{1,64}[|｜]>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"  # noqa: RUF001
@@ -27,16 +45,50 @@ class CheckIn(Check):
     model_config = ConfigDict(extra="forbid")
 
 
+def _by_form(schema: dict[str, Any]) -> None:
+    """A model's schema as one object for each of `FORMS`, with what it needs and no more."""
+    properties = schema.pop("properties")
+    for name in ("required", "additionalProperties", "type"):
+        schema.pop(name)
+    schema["anyOf"] = []
+    for form in FORMS:
+        about = f"{'An' if form.kind[0] in 'aeiou' else 'A'} {form.kind} by {' and '.join(form.needed)}"
+        own = {"kind": {"const": form.kind, "type": "string"}, "choice": properties["choice"]}
+        own |= {name: properties[name]["anyOf"][0] for name in form.needed}  # the second is null
+        own |= {name: properties[name] for name in form.optional}
+        schema["anyOf"].append(
+            {
+                "title": about,
+                "type": "object",
+                "properties": own,
+                "required": ["kind", *form.needed],
+                "additionalProperties": False,
+            }
+        )
+
+
+TaughtMessage = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
+            "required": ["role", "content"],
+        }
+    ),
+]
+
+
 class FeedbackIn(BaseModel):
     """The body of `POST /v1/feedback`, or one item of it."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_by_form)
     kind: Literal["correction", "instruction", "rating", "demonstration"]
     completion_id: str | None = Field(None, max_length=200)
     choice: int = Field(0, ge=0)
     text: str | None = None
     value: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False)
-    messages: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=200)
+    messages: list[TaughtMessage] | None = Field(None, min_length=1, max_length=200)
     check: CheckIn | None = None
 
     def given(
@@ -109,7 +161,7 @@ def check_choice(feedback: FeedbackIn, exchange: Exchange | None) -> None:
         )
 
 
-def describe(feedback: Feedback) -> dict[str, Any]:
+def describe(feedback: Feedback) -> FeedbackFate:
     """What the API says about a piece of feedback."""
     given, fate = feedback.given, feedback.fate
     return {
@@ -154,15 +206,9 @@ def _parse_one(body: object, where: str, max_chars: int) -> FeedbackIn:
 
 def _check_fields(feedback: FeedbackIn, where: str) -> None:
     """Each kind's own fields, and no others. An instruction may say itself what was asked."""
-    needed = {
-        "correction": ("completion_id", "text"),
-        "instruction": ("completion_id", "text"),
-        "rating": ("completion_id", "value"),
-        "demonstration": ("messages", "text"),
-    }[feedback.kind]
-    if feedback.kind == "instruction" and feedback.completion_id is None and feedback.messages is not None:
-        needed = ("messages", "text")
-    optional = {"rating": (), "demonstration": ("check", "completion_id")}.get(feedback.kind, ("check",))
+    forms = [form for form in FORMS if form.kind == feedback.kind]
+    own_question = feedback.completion_id is None and feedback.messages is not None
+    _, needed, optional = forms[-1] if own_question else forms[0]
     for name in ("completion_id", "text", "value", "messages", "check"):
         present = getattr(feedback, name) is not None
         if name in needed and not present:

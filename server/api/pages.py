@@ -31,6 +31,10 @@ def router() -> APIRouter:
     async def corrections() -> Response:
         return _file("corrections.html")
 
+    @routes.get("/docs")
+    async def docs() -> Response:
+        return _file("docs.html")
+
     @routes.get("/web/{name:path}")
     async def asset(name: str) -> Response:
         return _file(name)
@@ -42,7 +46,7 @@ def _file(name: str) -> Response:
     path = (WEB / name).resolve()
     if not path.is_relative_to(WEB) or path.suffix not in TYPES or not path.is_file():
         raise RequestRefused(
-            f"there is no /web/{name}", "the pages are /dashboard and /corrections",
+            f"there is no /web/{name}", "the pages are /dashboard, /corrections and /docs",
             code="no_such_route", status=404,
         )  # fmt: skip
     return FileResponse(path, media_type=TYPES[path.suffix], headers=SECURITY)

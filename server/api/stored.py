@@ -2,38 +2,51 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from buffer.records import Choice
 from buffer.view import Exchange
 from server.api import erasure
+from server.api.document import errors
+from server.api.schemas import CompletionDeleted, StoredCompletion, StoredCompletions, StoredMessages
 from server.errors import RequestRefused
 from server.gateway import Gateway
 from server.identity import Principal
 
-MAX_LIMIT = 100
+Limit = Annotated[int, Query(ge=1, le=100)]
+After = Annotated[str | None, Query(description="the last id of the page before")]
+Order = Literal["asc", "desc"]
 _SCANNED = 200
 """Exchanges read at a time while those that match are collected."""
+
+
+METADATA = {
+    "parameters": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "description": "Pairs that its metadata must have: `metadata[key]=value`",
+            "style": "deepObject",
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+        }
+    ]
+}
 
 
 def router(gateway: Gateway) -> APIRouter:
     routes = APIRouter(prefix="/v1/chat/completions", tags=["stored completions"])
 
-    @routes.get("", summary="One's own stored completions")
+    @routes.get("", openapi_extra=METADATA, summary="One's own stored completions")
     async def list_stored(
         request: Request,
-        limit: int = 20,
-        after: str | None = None,
-        order: str = "asc",
+        limit: Limit = 20,
+        after: After = None,
+        order: Order = "asc",
         model: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> StoredCompletions:
         principal = gateway.principal(request)
-        if not 1 <= limit <= MAX_LIMIT:
-            raise RequestRefused(f"limit must be 1 to {MAX_LIMIT}", param="limit")
-        if order not in ("asc", "desc"):
-            raise RequestRefused("order must be asc or desc", param="order")
         wanted = {
             name[len("metadata[") : -1]: value
             for name, value in request.query_params.items()
@@ -51,16 +64,18 @@ def router(gateway: Gateway) -> APIRouter:
             "has_more": len(found) > limit,
         }
 
-    @routes.get("/{completion_id}", summary="A stored completion")
-    async def one(request: Request, completion_id: str) -> dict[str, Any]:
+    @routes.get("/{completion_id}", responses=errors(404), summary="A stored completion")
+    async def one(request: Request, completion_id: str) -> StoredCompletion:
         return describe(await own(gateway, request, completion_id))
 
-    @routes.get("/{completion_id}/messages", summary="What a stored completion was asked")
+    summary = "What a stored completion was asked"
+
+    @routes.get("/{completion_id}/messages", responses=errors(404), summary=summary)
     async def messages(
-        request: Request, completion_id: str, limit: int = 20, after: str | None = None, order: str = "asc"
-    ) -> dict[str, Any]:
+        request: Request, completion_id: str, limit: Limit = 20, after: After = None, order: Order = "asc"
+    ) -> StoredMessages:
         exchange = await own(gateway, request, completion_id)
-        asked = [
+        asked: list[Any] = [
             {"id": f"{completion_id}-{index}", **message}
             for index, message in enumerate(exchange.opened.request.get("messages", []))
         ]
@@ -77,8 +92,10 @@ def router(gateway: Gateway) -> APIRouter:
             "has_more": len(asked) > start + limit,
         }
 
-    @routes.delete("/{completion_id}", summary="Erase a completion and all feedback on it")
-    async def erase(request: Request, completion_id: str) -> dict[str, Any]:
+    summary = "Erase a completion and all feedback on it"
+
+    @routes.delete("/{completion_id}", responses=errors(404, 503), summary=summary)
+    async def erase(request: Request, completion_id: str) -> CompletionDeleted:
         await own(gateway, request, completion_id)
         await erasure.erase_exchanges(gateway, [completion_id], gateway.principal(request).name)
         return {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
@@ -99,7 +116,7 @@ async def own(gateway: Gateway, request: Request, completion_id: str) -> Exchang
     return found
 
 
-def describe(exchange: Exchange) -> dict[str, Any]:
+def describe(exchange: Exchange) -> StoredCompletion:
     """OpenAI's chat.completion, with the metadata it was stored with."""
     opened, closed = exchange.opened, exchange.closed
     chat = opened.endpoint == "chat"

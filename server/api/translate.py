@@ -9,13 +9,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from server.api import fields
 from server.errors import RequestRefused
 from server.identity import Endpoint
-
-MAX_TOP_LOGPROBS = 20
-METADATA_PAIRS, METADATA_KEY, METADATA_VALUE = 16, 64, 512
-"""OpenAI's limits."""
 
 COMPLETION_TOKENS = 16
 """What OpenAI's /v1/completions generates when it is not told."""
@@ -45,14 +43,13 @@ def check(endpoint: Endpoint, body: object, *, max_n: int, max_tokens_default: i
         raise RequestRefused("the body must be a JSON object", code="invalid_json")
     _check_names(endpoint, body)
     request = {name: value for name, value in body.items() if value is not None}
-    model = _typed(request, "model", str)
-    if not model:
+    if not request.get("model"):
         raise RequestRefused("model is missing", "GET /v1/models lists what there is", param="model")
-    _check_values(request, max_n)
     if endpoint == "chat":
         request["messages"] = _messages(request.get("messages"))
     else:
-        request["prompt"] = _prompt(request.get("prompt"), store=request.get("store", True))
+        request["prompt"] = _prompt(request.get("prompt"), store=request.get("store") is not False)
+    _check_values(endpoint, request, max_n)
     sampling = _sampling(endpoint, request, max_tokens_default)
     stream = request.get("stream", False)
     options = request.get("stream_options", {})
@@ -67,7 +64,7 @@ def check(endpoint: Endpoint, body: object, *, max_n: int, max_tokens_default: i
         upstream["stream_options"] = {"include_usage": True, "continuous_usage_stats": continuous}
     return Call(
         endpoint=endpoint,
-        model=model,
+        model=request["model"],
         request=request,
         upstream=upstream,
         sampling=sampling,
@@ -115,37 +112,21 @@ def _check_names(endpoint: Endpoint, body: Mapping[str, Any]) -> None:
         )
 
 
-def _check_values(request: Mapping[str, Any], max_n: int) -> None:
-    """The fields that are interpreted here; vLLM checks the rest."""
-    for name in ("stream", "store", "return_token_ids", "include_reasoning"):
-        _typed(request, name, bool)
-    for name in fields.SAMPLING_DEFAULTS:
-        _number(request, name)
-    n = request.get("n", 1)
-    if not isinstance(n, int) or not 1 <= n <= max_n:
-        raise RequestRefused(f"n must be a whole number from 1 to {max_n}", param="n")
-    _typed(request, "stream_options", dict)
+def _check_values(endpoint: Endpoint, request: Mapping[str, Any], max_n: int) -> None:
+    """Names the first field that is not as `fields.TYPES` has it. The document says the same."""
     if request.get("include_reasoning") is False:
         raise RequestRefused(
             "include_reasoning cannot be turned off", "ignore message.reasoning instead",
             code="unsupported_field", param="include_reasoning",
         )  # fmt: skip
-    if request.get("modalities", ["text"]) != ["text"]:
-        raise RequestRefused("only text comes out of this model", 'use ["text"]', param="modalities")
-    check_metadata(_typed(request, "metadata", dict) or {})
-
-
-def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """OpenAI's limits on metadata. Raises `RequestRefused`."""
-    if len(metadata) > METADATA_PAIRS:
-        raise RequestRefused(f"metadata may have {METADATA_PAIRS} pairs at most", param="metadata")
-    for key, value in metadata.items():
-        if len(key) > METADATA_KEY or not isinstance(value, str) or len(value) > METADATA_VALUE:
-            raise RequestRefused(
-                f"metadata keys have {METADATA_KEY} characters at most, values are strings of "
-                f"{METADATA_VALUE} at most: {key[:METADATA_KEY]!r}",
-                param="metadata",
-            )
+    try:
+        fields.BODIES[endpoint].model_validate(request)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RequestRefused(f"{where}: {first['msg']}", "see /docs", param=str(first["loc"][0])) from None
+    if request.get("n", 1) > max_n:
+        raise RequestRefused(f"n must be a whole number from 1 to {max_n}", param="n")
 
 
 def _messages(messages: object) -> list[dict[str, Any]]:
@@ -206,35 +187,10 @@ def _sampling(endpoint: Endpoint, request: Mapping[str, Any], default: int | Non
 def _ask_logprobs(endpoint: Endpoint, request: Mapping[str, Any], upstream: dict[str, Any]) -> bool:
     """Ask vLLM for at least the sampled tokens' log-probabilities. Returns whether the client did as well."""
     if endpoint == "chat":
-        wanted = bool(_typed(request, "logprobs", bool))
-        top = _whole(request, "top_logprobs")
+        wanted, top = request.get("logprobs", False), request.get("top_logprobs", 0)
         if top and not wanted:
             raise RequestRefused("top_logprobs needs logprobs: true", param="top_logprobs")
-        upstream["logprobs"], upstream["top_logprobs"] = True, top or 0
-        return wanted
-    if isinstance(request.get("logprobs"), bool):
-        raise RequestRefused("logprobs is a number on this route", param="logprobs")
-    top = _whole(request, "logprobs")
-    upstream["logprobs"] = top or 0
-    return top is not None
-
-
-def _whole(request: Mapping[str, Any], name: str) -> int | None:
-    value = request.get(name)
-    if value is not None and (type(value) is not int or not 0 <= value <= MAX_TOP_LOGPROBS):
-        raise RequestRefused(f"{name} must be a whole number from 0 to {MAX_TOP_LOGPROBS}", param=name)
-    return value
-
-
-def _number(request: Mapping[str, Any], name: str) -> None:
-    value = request.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise RequestRefused(f"{name} must be a number", param=name)
-
-
-def _typed(request: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = request.get(name)
-    if value is not None and not isinstance(value, kind):
-        words = {bool: "true or false", str: "text", dict: "an object"}
-        raise RequestRefused(f"{name} must be {words[kind]}", param=name)
-    return value
+        upstream["logprobs"], upstream["top_logprobs"] = True, top
+        return bool(wanted)
+    upstream["logprobs"] = request.get("logprobs", 0)
+    return "logprobs" in request

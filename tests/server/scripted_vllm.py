@@ -101,7 +101,7 @@ class ScriptedVLLM:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await self._take(request)
-        text = str(body["messages"][-1]["content"])
+        text = str(body["messages"][-1].get("content"))
         return await self._answer(request, body, text, chat=True)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:

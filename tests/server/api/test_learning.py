@@ -146,7 +146,7 @@ def test_policies_are_listed_with_their_lineage(running: Running) -> None:
     assert (one["round"], one["verdict"], one["evaluation"]) == (2, "passed", {"drift": 0.02})
     assert (one["config"], one["seed"]) == ({"lr": 1e-3}, 7)
     assert running.client().get("/v1/policies/9").status_code == 404
-    assert running.client().get("/v1/policies/x").status_code == 400
+    assert running.client().get("/v1/policies/x").status_code == 404
 
 
 def test_a_rollback_returns_to_the_policy_before_and_answers_with_it(running: Running) -> None:

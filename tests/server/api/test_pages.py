@@ -6,7 +6,7 @@ import pytest
 from tests.server.running import Running
 
 
-@pytest.mark.parametrize("path", ["/dashboard", "/corrections", "/web/api.js", "/web/style.css"])
+@pytest.mark.parametrize("path", ["/dashboard", "/corrections", "/docs", "/web/docs.js", "/web/style.css"])
 def test_pages_and_their_parts_are_served_shut_off_from_elsewhere(running: Running, path: str) -> None:
     reply = httpx.get(f"{running.url}{path}")
     assert reply.status_code == 200

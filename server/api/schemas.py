@@ -1,0 +1,267 @@
+"""What replies look like: the shapes that routes return, from which the OpenAPI document is made. Pure."""
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from buffer.fate import Status
+from buffer.records import FeedbackKind, LearnerState
+
+Time = Annotated[int, Field(description="Unix seconds")]
+Version = Annotated[int, Field(description="of a policy; 0 is the base model")]
+RoundNumber = Annotated[int, Field(description="of a training round, from 1")]
+
+
+class Error(TypedDict):
+    message: str
+    type: str
+    param: Annotated[str | None, Field(description="the field that is wrong")]
+    code: Annotated[str, Field(description="stable: for programs")]
+    hint: Annotated[str | None, Field(description="the next step to take")]
+
+
+class ErrorReply(TypedDict):
+    """OpenAI's shape of an error, with a hint."""
+
+    error: Error
+
+
+# --- completions -----------------------------------------------------------------------------------------
+
+
+@with_config(ConfigDict(extra="allow"))
+class Completion(TypedDict):
+    """As OpenAI defines it. The `id` is the receipt that feedback names."""
+
+    id: str
+    object: Literal["chat.completion", "text_completion"]
+    created: Time
+    model: str
+    choices: list[dict[str, Any]]
+    usage: NotRequired[dict[str, Any] | None]
+
+
+class StoredCompletion(TypedDict):
+    """OpenAI's chat.completion, with what was kept beside it."""
+
+    id: str
+    object: Literal["chat.completion", "text_completion"]
+    created: Time
+    model: str | None
+    choices: list[dict[str, Any]]
+    usage: dict[str, Any] | None
+    metadata: dict[str, Any]
+    policy: Version
+    status: Literal["complete", "aborted", "failed", "unfinished"]
+
+
+class StoredCompletions(TypedDict):
+    object: Literal["list"]
+    data: list[StoredCompletion]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+@with_config(ConfigDict(extra="allow"))
+class StoredMessage(TypedDict):
+    id: str
+    role: str
+
+
+class StoredMessages(TypedDict):
+    object: Literal["list"]
+    data: list[StoredMessage]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class CompletionDeleted(TypedDict):
+    id: str
+    object: Literal["chat.completion.deleted"]
+    deleted: Literal[True]
+
+
+# --- models ----------------------------------------------------------------------------------------------
+
+
+class Model(TypedDict):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class Models(TypedDict):
+    object: Literal["list"]
+    data: list[Model]
+
+
+# --- feedback --------------------------------------------------------------------------------------------
+
+
+class FeedbackReceived(TypedDict):
+    """It is on disk."""
+
+    id: str
+    status: Literal["received"]
+
+
+class FeedbackPreview(TypedDict):
+    object: Literal["feedback.preview"]
+    text: Annotated[str, Field(description="what the teacher answers")]
+    messages: Annotated[list[dict[str, Any]], Field(description="what the teacher was asked")]
+    check_passed: bool | None
+
+
+class FeedbackFate(TypedDict):
+    """A piece of feedback and what became of it. What it said is null once it is erased."""
+
+    id: str
+    object: Literal["feedback"]
+    status: Status
+    reason: str | None
+    round: RoundNumber | None
+    policy: Version | None
+    superseded_by: str | None
+    created: Time
+    kind: FeedbackKind | None
+    completion_id: str | None
+    choice: int | None
+    text: str | None
+    value: float | None
+
+
+class FeedbackFates(TypedDict):
+    object: Literal["list"]
+    data: list[FeedbackFate]
+    has_more: bool
+
+
+class FeedbackGone(TypedDict):
+    id: str
+    object: Literal["feedback.withdrawn", "feedback.erased"]
+    status: Literal["withdrawn", "erased"]
+
+
+class PrincipalCount(TypedDict):
+    """How much there is, or was before it was erased."""
+
+    id: str
+    object: Literal["principal", "principal.erased"]
+    exchanges: int
+    feedback: int
+
+
+# --- learning --------------------------------------------------------------------------------------------
+
+
+class Round(TypedDict):
+    round: RoundNumber
+    parent: Version
+    lessons: int
+    replay: int
+    started: Time
+    ended: Time | None
+    verdict: Literal["passed", "refused", "failed"] | None
+    reasons: list[str]
+    evaluation: dict[str, Any]
+    policy: Version | None
+
+
+class Learner(TypedDict):
+    """What the learner said last. `state` is null where none was ever heard of."""
+
+    state: LearnerState | Literal["silent"] | None
+    why: str
+    reported: NotRequired[Time]
+    round: NotRequired[RoundNumber | None]
+    step: NotRequired[int | None]
+    steps: NotRequired[int | None]
+    loss: NotRequired[float | None]
+
+
+class Learning(Learner):
+    object: Literal["learning"]
+    paused: bool
+    paused_by: str | None
+    feedback: Annotated[dict[Status, int], Field(description="how much has which status")]
+    pending: Annotated[int, Field(description="lessons that no round has taken up yet")]
+    rehearsed: Annotated[int, Field(description="good ratings, which every round may repeat")]
+    requests: Annotated[list[str], Field(description="rounds that were asked for and have not begun")]
+    last_round: Round | None
+    rounds: Annotated[list[Round], Field(description="newest first")]
+
+
+class RoundAsked(TypedDict):
+    id: str
+    object: Literal["round.requested"]
+    include: list[Literal["held", "refused"]]
+
+
+# --- policies --------------------------------------------------------------------------------------------
+
+
+class Move(TypedDict):
+    version: Version
+    epoch: int
+    why: Literal["release", "promote", "rollback"]
+    by: str
+
+
+class Policy(TypedDict):
+    """Where a policy stands and comes from. The base model has no round, and what belongs to one is left out.
+
+    `lessons` and `replay` are counts in a list of policies, and ids of feedback in one policy alone.
+    """
+
+    id: str
+    object: Literal["policy"]
+    version: Version
+    live: bool
+    resident: Annotated[bool, Field(description="loaded, so that it can be asked by its name")]
+    waits_for: str | None
+    moves: Annotated[list[Move], Field(description="when the alias was pointed at it, oldest first")]
+    parent: Version | None
+    round: RoundNumber | None
+    verdict: Literal["passed"] | None
+    lessons: NotRequired[int | list[str]]
+    replay: NotRequired[int | list[str]]
+    started: NotRequired[Time]
+    ended: NotRequired[Time | None]
+    reasons: NotRequired[list[str]]
+    evaluation: NotRequired[dict[str, Any]]
+    policy: NotRequired[Version | None]
+    digest: NotRequired[str]
+    directory: NotRequired[str]
+    rejected: NotRequired[Annotated[str | None, Field(description="why a server refused to serve it")]]
+    config: NotRequired[dict[str, Any]]
+    seed: NotRequired[int]
+    base: NotRequired[Annotated[str, Field(description="SHA-256 of the base model's weights")]]
+
+
+class Policies(TypedDict):
+    object: Literal["list"]
+    data: list[Policy]
+
+
+class AliasMove(TypedDict):
+    object: Literal["alias"]
+    id: str
+    version: Version
+    was: Version
+    why: Literal["promote", "rollback"]
+
+
+# --- operations ------------------------------------------------------------------------------------------
+
+
+class Alive(TypedDict):
+    status: Literal["ok"]
+
+
+class Ready(TypedDict):
+    status: Literal["ready"]
+    policy: Annotated[str, Field(description="the name of the live policy")]
