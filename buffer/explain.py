@@ -64,14 +64,10 @@ def explain(known: Known) -> tuple[list[Step], str]:
     """The steps, oldest first, and what happens or is to be done next."""
     steps = [*_received(known), *_judged(known), *_learned(known), *_served(known), *_ended(known)]
     steps.sort(key=lambda step: known.now if step.time is None else step.time)
-    given, exchange = known.feedback.given, known.exchange
-    unanswered = (
-        given is not None and given.messages is None and (exchange is None or exchange.closed is None)
-    )
     next_ = next_step(
         known.feedback.fate,
         rehearsed=known.feedback.rehearsed,
-        unanswered=unanswered,
+        unanswered=_unanswered(known),
         result=_result(known, known.feedback.fate.round),
         lost_in=next((number for number, _ in _lost(known)), None),
         absent=absent(known.report, known.now),
@@ -79,6 +75,14 @@ def explain(known: Known) -> tuple[list[Step], str]:
         report=known.report[0] if known.report is not None else None,
     )
     return steps, next_
+
+
+def _unanswered(known: Known) -> bool:
+    """Whether the learner cannot judge it yet: for a correction the question is enough."""
+    given, exchange = known.feedback.given, known.exchange
+    if given is None or given.messages is not None:
+        return False
+    return exchange is None or (given.kind == "rating" and exchange.closed is None)
 
 
 def _received(known: Known) -> Iterator[Step]:

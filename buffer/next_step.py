@@ -50,8 +50,11 @@ def next_step(
     paused: LearningSwitched | None,
     report: LearnerReported | None,
 ) -> str:
-    """A sentence. `unanswered`: its exchange has not arrived whole. `result`: how the gate found it in its
-    last round. `lost_in`: the first round after which the model did not answer it any more."""
+    """A sentence.
+
+    `unanswered`: what it needs of its exchange has not arrived. `result`: how the gate found it in its last
+    round. `lost_in`: the first round after which the model did not answer it any more.
+    """
     match fate.status:
         case "received":
             if unanswered:

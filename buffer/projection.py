@@ -33,7 +33,7 @@ from buffer.records import (
     UnreadableRecord,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SCHEMA = """
 CREATE TABLE positions (stream TEXT, partition INT, offset INT,
                         PRIMARY KEY (stream, partition)) WITHOUT ROWID;

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("server", "learner", "buffer", "tests", "deploy", ".ci")
+FOLDERS = ("server", "learner", "buffer", "tests", "deploy", "docs", ".ci")
 ONE_MACHINE = re.compile(r"(?<![\w.])/(?:work|farm|root|home/[a-z]+)/|localhost:\d+/simple")
 
 

@@ -45,15 +45,15 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.include_router(pages.router())
     _add_error_handlers(app, gateway)
     app.add_middleware(BodyLimit, max_bytes=gateway.config.max_body_bytes)
-    app.add_middleware(RequestId)  # around the one before
-    if gateway.config.browser_origins:
-        app.add_middleware(  # last, so that it is outermost and a page can read every refusal
+    if gateway.config.browser_origins:  # around the one before, so that a page can read its refusals
+        app.add_middleware(
             BrowserOrigins,
             allow_origins=gateway.config.browser_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-policy", "x-captured", "x-request-id", "retry-after"],
+            expose_headers=["x-policy", "x-captured", "retry-after", HEADER],
         )
+    app.add_middleware(RequestId)  # around all of them
     return app
 
 

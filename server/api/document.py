@@ -24,40 +24,43 @@ TAGS = [
     {"name": "completions", "description": "Answers, as OpenAI's API gives them; captured for learning."},
     {"name": "stored completions", "description": "What was asked and answered."},
     {"name": "feedback", "description": "What an answer should have been, and what became of that."},
-    {"name": "learning", "description": "What the learner does. Changing it takes an admin's key."},
+    {"name": "learning", "description": "What the learner does. Steering it takes the scope `learn`."},
     {
         "name": "policies",
-        "description": "What has been learned, by version. Changing it takes an admin's key.",
+        "description": "What has been learned, by version. Changing it takes the scope `admin`.",
     },
     {"name": "models", "description": "The names that `model` may be."},
-    {"name": "principals", "description": "Everything of one caller. Takes an admin's key."},
-    {"name": "operations", "description": "For those who run the server. Only `/v1/` takes a key."},
+    {"name": "principals", "description": "Everything of one caller. Takes the scope `admin`."},
+    {
+        "name": "operations",
+        "description": "For who runs the server. `/healthz` and `/readyz` take no key.",
+    },
 ]
 
 REASONS = {
     400: "The request is wrong; `param` names the field.",
-    401: "No valid API key.",
-    403: "This key may not do that; without keys, only programs on this machine may call.",
+    401: "No valid API key or feedback token.",
+    403: "This key lacks the scope for that; without keys, only programs on this machine may call.",
     404: "There is no such thing, or it is somebody else's.",
     409: "It does not fit what is there now.",
+    410: "It was deleted: old policies are, once nothing needs them.",
     413: "The body is too large.",
-    429: "Too many requests; `Retry-After` says when to try again.",
+    429: "Too many requests, or too many wrong keys from this address. Try again after `Retry-After`.",
     500: "The server made a mistake; its log has the details.",
     502: "vLLM answered with an error.",
-    503: "Not now: the model is not ready, or the log cannot be written. Try again later.",
+    503: "Not now: the model is not ready, or the log cannot be read or written. Try again later.",
 }
 
 SECURITY = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "Of `apprentice keys` or [server.keys]. A server without keys listens on loopback.",
+        "description": "A key of `apprentice keys` or [server.keys], or a feedback token for one completion."
+        " A server without keys needs none; it listens on loopback.",
     }
 }
 BODY_MODELS: list[type[BaseModel]] = [*BODIES.values(), FeedbackIn, TokenWanted]
 _SCHEMAS = "#/components/schemas/"
-KEYED = {"/metrics"}
-"""What needs a key, beside all below /v1/."""
 _METHODS = {"get", "post", "put", "patch", "delete"}
 
 
@@ -108,7 +111,7 @@ def complete(document: dict[str, Any]) -> None:
             content = {"application/json": {"schema": reference(ErrorReply)}}
             responses.setdefault(str(status), {"description": REASONS[status], "content": content})
         operation["responses"] = dict(sorted(responses.items()))
-        if path in KEYED or path.startswith("/v1/"):
+        if _guarded(path):
             operation["security"] = [{"bearer": []}]
 
 
@@ -119,9 +122,14 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
                 yield path, operation
 
 
+def _guarded(path: str) -> bool:
+    """Whether it takes a key, where there are keys."""
+    return path.startswith("/v1/") or path == "/metrics"
+
+
 def _general(path: str, operation: dict[str, Any]) -> Iterator[int]:
-    if path in KEYED or path.startswith("/v1/"):
-        yield from (401, 403, 429)
+    if _guarded(path):
+        yield from (401, 403, 429, 503)
     if "parameters" in operation or "requestBody" in operation:
         yield 400
     if "requestBody" in operation:

@@ -91,8 +91,7 @@ def router(gateway: Gateway) -> APIRouter:
         order: Literal["asc", "desc"] = "asc",
         mine: Mine = False,
     ) -> FeedbackFates:
-        principal = gateway.principal(request, "feedback", tokens=True)
-        principal.require(completion_id)
+        principal = gateway.principal(request, "feedback")
         view, whose = gateway.buffer.view, None if principal.admin and not mine else principal.name
         found = await asyncio.to_thread(view.all_feedback, whose, status=status, about=completion_id)
         if order == "desc":
@@ -111,8 +110,7 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.get("/{feedback_id}/explanation", responses=errors(404), summary=summary)
     async def explanation(request: Request, feedback_id: str) -> Explanation:
-        principal = gateway.principal(request, "feedback", tokens=True)
-        feedback = await desk.own(principal, feedback_id)
+        feedback = await desk.own(gateway.principal(request, "feedback"), feedback_id)
         return await asyncio.to_thread(desk.explain, feedback)
 
     summary = "Take it back for all future rounds, or erase what it says, too"

@@ -96,11 +96,13 @@ def policies_router(gateway: Gateway) -> APIRouter:
             await gateway.until(lambda: gateway.live == to or gateway.alias_now().version != to)
         return {"object": "alias", "id": gateway.alias, "version": to, "was": alias.version, "why": why}
 
-    @routes.post("/rollback", responses=errors(409, 503), summary="Back to the policy that was live before")
+    @routes.post(
+        "/rollback", responses=errors(409, 410, 503), summary="Back to the policy that was live before"
+    )
     async def rollback(request: Request) -> AliasMove:
         return await move(request, None, "rollback")
 
-    @routes.post("/{version:int}/promote", responses=errors(404, 409, 503), summary="Make a policy live")
+    @routes.post("/{version:int}/promote", responses=errors(404, 409, 410, 503), summary="Make a policy live")
     async def promote(request: Request, version: Version) -> AliasMove:
         return await move(request, version, "promote")
 

@@ -16,9 +16,9 @@ from server.errors import RequestRefused
 
 T = TypeVar("T", bound=BaseModel)
 
-DAY_S = 86400
 MAX_BATCH = 1000
 MAX_KEY = 255
+DAY_S = 86400
 
 
 class Form(NamedTuple):
@@ -83,14 +83,6 @@ TaughtMessage = Annotated[
 ]
 
 
-class TokenWanted(BaseModel):
-    """Which completion to give away to be corrected, and for how many seconds."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    completion_id: str = Field(max_length=200)
-    expires_in: int = Field(7 * DAY_S, ge=1, le=90 * DAY_S)
-
-
 class FeedbackIn(BaseModel):
     """The body of `POST /v1/feedback`, or one item of it."""
 
@@ -120,6 +112,14 @@ class FeedbackIn(BaseModel):
             idempotency_key=idempotency_key,
             body_digest=body_digest,
         )
+
+
+class TokenWanted(BaseModel):
+    """The body of `POST /v1/feedback/tokens`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    completion_id: str = Field(max_length=200)
+    expires_in: int = Field(7 * DAY_S, ge=1, le=90 * DAY_S, description="seconds")
 
 
 def parse(body: object, max_chars: int) -> list[FeedbackIn]:

@@ -142,19 +142,19 @@ class FeedbackFates(TypedDict):
     has_more: bool
 
 
-class FeedbackGone(TypedDict):
-    id: str
-    object: Literal["feedback.withdrawn", "feedback.erased"]
-    status: Literal["withdrawn", "erased"]
-
-
 class FeedbackToken(TypedDict):
-    """Opens one completion to be corrected by whoever has it."""
+    """As a bearer's key it opens this completion and the feedback on it, and nothing else."""
 
     object: Literal["feedback.token"]
     token: str
     completion_id: str
     expires_at: Time
+
+
+class FeedbackGone(TypedDict):
+    id: str
+    object: Literal["feedback.withdrawn", "feedback.erased"]
+    status: Literal["withdrawn", "erased"]
 
 
 class Event(TypedDict):

@@ -98,8 +98,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def messages(
         request: Request, completion_id: str, limit: Limit = 20, after: After = None, order: Order = "asc"
     ) -> StoredMessages:
-        principal = gateway.principal(request, *READING, tokens=True)
-        exchange = await own(gateway, principal, completion_id)
+        exchange = await own(gateway, gateway.principal(request, *READING), completion_id)
         asked: list[Any] = [
             {"id": f"{completion_id}-{index}", **message}
             for index, message in enumerate(exchange.opened.request.get("messages", []))

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from server.api import document, lessons
 from server.api.document import errors
 from server.api.feedback import own_conversation
+from server.api.lessons import TokenWanted
 from server.api.schemas import FeedbackToken
 from server.gateway import Gateway, read_json
 from server.identity import Token
@@ -17,13 +18,13 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.post(
         "",
-        openapi_extra=document.body(lessons.TokenWanted),
-        responses=errors(404, 503),
+        openapi_extra=document.body(TokenWanted),
+        responses=errors(404),
         summary="Let somebody without a key correct one completion",
     )
     async def give_away(request: Request) -> FeedbackToken:
         principal = gateway.principal(request, "feedback")
-        wanted = lessons.validated(lessons.TokenWanted, await read_json(request))
+        wanted = lessons.validated(TokenWanted, await read_json(request))
         await own_conversation(gateway, principal, wanted.completion_id)
         token = Token(wanted.completion_id, principal.name, int(time.time()) + wanted.expires_in)
         return {

@@ -142,10 +142,18 @@ def test_the_way_to_the_live_policy_is_told_in_order_with_times(story: Story) ->
 def test_what_waits_says_for_whom() -> None:
     story = Story(GIVEN)
     assert "record of the answer" in story.next()
-    story.write(ASKED, ANSWERED)
+    story.write(ASKED)
     assert "no learner has been heard of" in story.next()
     story.write(reported("training", "x", round=4, step=3, steps=9))
     assert "training (round 4, step 3 of 9)" in story.next()
+    story.view.close()
+
+
+def test_a_rating_waits_for_the_end_of_its_answer() -> None:
+    story = Story(ASKED, GIVEN.model_copy(update={"kind": "rating", "text": None, "value": 1.0}))
+    assert "record of the answer" in story.next()
+    story.write(ANSWERED)
+    assert "no learner" in story.next()
     story.view.close()
 
 

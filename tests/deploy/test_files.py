@@ -58,7 +58,7 @@ def test_the_keys_that_are_made_open_the_server(secrets: Path, tmp_path: Path) -
     config = load(ServerConfig, "server", file=empty, env=variables(secrets))
     keys = Keys.of(config, Logged())
     for name, admin in (("admin", True), ("metrics", False)):
-        caller = keys.principal((secrets / f"{name}.key").read_text().strip())
+        caller = keys.principal((secrets / f"{name}.key").read_text())
         assert caller is not None
         assert (caller.name, caller.admin) == (name, admin)
 

@@ -17,11 +17,12 @@ TAUGHT = {"kind": "demonstration", "messages": ASKED["messages"], "text": "y"}
 
 OPENED: dict[str, list[tuple[str, str]]] = {
     "": [("GET", "/v1/models"), ("GET", "/v1/learning"), ("GET", "/v1/policies"), ("GET", "/v1/policies/0"),
-         ("GET", "/metrics")],
+         ("GET", "/v1/overview"), ("GET", "/metrics")],
     "infer": [("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/chat/completions"),
               ("GET", "/v1/chat/completions/x"), ("DELETE", "/v1/chat/completions/x")],
     "feedback": [("POST", "/v1/feedback"), ("POST", "/v1/feedback/preview"), ("POST", "/v1/feedback/tokens"),
                  ("GET", "/v1/feedback"), ("GET", "/v1/feedback/x"), ("DELETE", "/v1/feedback/x"),
+                 ("GET", "/v1/feedback/x/explanation"),
                  ("GET", "/v1/chat/completions"), ("GET", "/v1/chat/completions/x")],
     "learn": [("POST", "/v1/learning/rounds"), ("POST", "/v1/learning/pause"),
               ("POST", "/v1/learning/resume")],

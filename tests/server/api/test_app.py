@@ -39,6 +39,7 @@ GUARDED = [
     ("GET", "/v1/feedback/x/explanation"),
     ("DELETE", "/v1/feedback/x"),
     ("GET", "/v1/learning"),
+    ("GET", "/v1/overview"),
     ("POST", "/v1/learning/rounds"),
     ("POST", "/v1/learning/pause"),
     ("POST", "/v1/learning/resume"),

@@ -13,7 +13,8 @@ from tests.server.running import Running
 SECRET = "the harbour of Quennet is called Bramblewick"
 OWN = {
     ("GET", "/v1/chat/completions"), ("GET", "/v1/feedback"), ("GET", "/v1/models"), ("GET", "/v1/learning"),
-    ("GET", "/v1/policies"), ("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz"),
+    ("GET", "/v1/policies"), ("GET", "/v1/overview"), ("GET", "/metrics"),
+    ("GET", "/healthz"), ("GET", "/readyz"),
 }  # fmt: skip
 """Routes that answer everybody, with what is one's own or nobody's."""
 

@@ -74,6 +74,7 @@ def test_it_opens_nothing_else(running: Running) -> None:
         ("DELETE", f"/v1/chat/completions/{mine}", None),
         ("GET", "/v1/feedback", None),
         ("GET", f"/v1/feedback/{theirs}", None),
+        ("GET", f"/v1/feedback/{theirs}/explanation", None),
         ("DELETE", f"/v1/feedback/{theirs}", None),
         ("DELETE", f"/v1/feedback/{theirs}?erase=true", None),
         ("GET", f"/v1/feedback/{told.json()['id']}", None),

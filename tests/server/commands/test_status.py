@@ -190,7 +190,7 @@ def test_it_outlives_a_server_that_restarts_and_gives_the_terminal_back(canned: 
         wait_for(lambda: "ready, http" in watching.since(mark))
         back.close()
         watching.process.send_signal(signal.SIGINT)
-        assert watching.process.wait(20) == OK
+        assert watching.process.wait(60) == OK
         wait_for(lambda: watching.raw.endswith("\x1b[?25h\x1b[?1049l"))  # cursor and screen are back
         assert "Traceback" not in watching.raw
         assert watching.after() == watching.before
