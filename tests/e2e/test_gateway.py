@@ -44,6 +44,7 @@ def gateway(engine: Served) -> Iterator[tuple[Gateway, str]]:
         gateway = Gateway(
             alias="apprentice", config=ServerConfig(port=0), engine=engine.engine, policies=engine.policies,
             buffer=buffer, receipts=Receipts(bytes(32)), metrics=Metrics(buffer), news=news, live=0,
+            behind=None,
         )  # fmt: skip
         await asyncio.to_thread(buffer.start)
         return gateway, *await serve(gateway)
