@@ -4,17 +4,15 @@ import { call, make } from "/web/api.js";
 import { fateCard } from "/web/corrections-card.js";
 import { explained } from "/web/corrections-fate.js";
 import { correctionForm, hasDraft } from "/web/corrections-form.js";
+import { rememberSent, sentByLink } from "/web/corrections-link.js";
 import { announce, backLink, policyName, problem, tellLists, textOf, when } from "/web/corrections-parts.js";
 
 const ROLES = { system: "Instructions", developer: "Instructions", user: "Asked", assistant: "Answered", tool: "A tool said" };
 
 /** Everything about one exchange. Raises what the API refuses. */
 export async function exchangePanel(id, { back, linked = false }) {
-  const [completion, messages, feedback] = await Promise.all([
-    call("GET", `/v1/chat/completions/${encodeURIComponent(id)}`),
-    conversationOf(id),
-    feedbackOn(id),
-  ]);
+  const completion = await call("GET", `/v1/chat/completions/${encodeURIComponent(id)}`);
+  const [messages, feedback] = await Promise.all([conversationOf(completion, linked), feedbackOn(id, linked)]);
   const answers = completion.choices.map((choice) => textOf(choice.message));
   const exchange = { id, messages, answers, linked };
   const teaching = make("div", { class: "teaching" });
@@ -44,17 +42,24 @@ export async function feedbackPanel(id, { back }) {
   );
 }
 
-async function conversationOf(id) {
+/** All messages; with a link that does not open earlier ones, the question alone. */
+async function conversationOf({ id, asked }, linked) {
   const messages = [];
   for (let after = ""; ; after = `&after=${messages.at(-1).id}`) {
-    const page = await call("GET", `/v1/chat/completions/${encodeURIComponent(id)}/messages?limit=100${after}`);
-    messages.push(...page.data);
-    if (!page.has_more) return messages;
+    try {
+      const page = await call("GET", `/v1/chat/completions/${encodeURIComponent(id)}/messages?limit=100${after}`);
+      messages.push(...page.data);
+      if (!page.has_more) return messages;
+    } catch (error) {
+      if (!linked || error.status !== 403) throw error;
+      return [{ role: "user", content: asked }];
+    }
   }
 }
 
 /** One's own feedback on an exchange, newest first. */
-async function feedbackOn(id) {
+async function feedbackOn(id, linked) {
+  if (linked) return Promise.all(sentByLink().map((one) => call("GET", `/v1/feedback/${one}`)));
   const { data } = await call("GET", `/v1/feedback?completion_id=${encodeURIComponent(id)}&order=desc&mine=true`);
   return data;
 }
@@ -114,6 +119,7 @@ function rating(exchange, feedback) {
       given = undefined;
       if (!same) {
         const { id } = await call("POST", "/v1/feedback", { completion_id: exchange.id, kind: "rating", value });
+        rememberSent(id);
         given = { id, value };
       }
       show();
@@ -141,7 +147,7 @@ function showTeaching(place, exchange, feedback, editing = hasDraft(exchange.id)
     place.querySelector(edited ? "textarea" : "h3")?.focus();
   };
   const changed = async (id) => {
-    const now = await feedbackOn(exchange.id);
+    const now = await feedbackOn(exchange.id, exchange.linked);
     show(now, false);
     const one = now.find((each) => each.id === id);
     if (one) announce(explained(one));
@@ -165,7 +171,10 @@ function showTeaching(place, exchange, feedback, editing = hasDraft(exchange.id)
       completion: exchange.id,
       answers: exchange.answers,
       start: current && startOf(current),
-      sent: changed,
+      sent: (id) => {
+        rememberSent(id);
+        return changed(id);
+      },
       cancelled: current && (() => show(feedback, false)),
     });
   }

@@ -11,14 +11,27 @@ export function hasLink() {
 export function takeLink() {
   if (hasLink()) {
     const given = new URLSearchParams(location.hash.slice(1));
-    const link = { token: given.get("token"), completion: given.get("completion") ?? "" };
-    sessionStorage.setItem(LINK, JSON.stringify(link));
+    keep({ token: given.get("token"), completion: given.get("completion") ?? "", sent: [] });
     history.replaceState(null, "", location.pathname);
   }
   return JSON.parse(sessionStorage.getItem(LINK));
 }
 
+/** The feedback that was sent in this tab by its link, newest first: the only one that its reader is shown. */
+export function sentByLink() {
+  return takeLink()?.sent ?? [];
+}
+
+export function rememberSent(id) {
+  const link = takeLink();
+  if (link) keep({ ...link, sent: [id, ...link.sent] });
+}
+
 export function leaveLink() {
   sessionStorage.removeItem(LINK);
   location.reload();
+}
+
+function keep(link) {
+  sessionStorage.setItem(LINK, JSON.stringify(link));
 }

@@ -308,35 +308,49 @@ def test_all_of_ones_corrections_are_listed_with_their_fate(running: Running, vi
 # --- a link to one exchange --------------------------------------------------------------------------
 
 
-def link(running: Running, completion_id: str) -> str:
-    given = running.client().post("/v1/feedback/tokens", json={"completion_id": completion_id}).json()
-    return f"{running.url}/corrections#token={given['token']}&completion={completion_id}"
-
-
 def test_a_link_opens_one_exchange_without_a_key_and_leaves_no_trace(running: Running, visit: Visits) -> None:
     completion_id = ask(running, "Only this")
-    page = visit(link(running, completion_id), None)
+    correct(running, completion_id, "Somebody else's.")
+    page = visit(f"{running.url}/corrections#token=ann-key&completion={completion_id}", None)
     expect(page.locator(".bubble.user")).to_contain_text("Only this")
     expect(page.locator("#lists")).to_be_hidden()
     assert page.url == f"{running.url}/corrections"
-    page.get_by_label("The right answer", exact=True).fill("Bramblewick.")
     page.reload()
+    page.get_by_label("The right answer", exact=True).fill("Bramblewick.")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator(".fate")).to_contain_text("Bramblewick.")
+    page.reload()
+    expect(page.locator(".fate")).to_contain_text("Bramblewick.")
+    expect(page.get_by_text("Somebody else's.")).to_have_count(0)
+    assert violations(page) == []
+    page.goto(f"{running.url}/corrections#token=ann-key&completion={ask(running, 'Another')}")
+    expect(page.locator(".bubble.user")).to_contain_text("Another")
+    assert page.url == f"{running.url}/corrections"
+    page.get_by_role("button", name="Leave this link").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Your key")
+
+
+def test_a_link_needs_no_more_than_its_token_opens(running: Running, visit: Visits) -> None:
+    completion_id = ask(running, "Only this")
+    opens = re.compile(rf"/v1/(chat/completions/{completion_id}|feedback|feedback/preview|feedback/fb-\w+)$")
+    not_enough = {"error": {"message": "this token is for one completion", "code": "token_not_enough"}}
+    page = visit(f"{running.url}/corrections", "ann-key")
+    page.route(
+        lambda url: "/v1/" in url and not opens.search(url),
+        lambda route: route.fulfill(status=403, json=not_enough),
+    )
+    page.goto(f"{running.url}/corrections#token=ann-key&completion={completion_id}")
+    expect(page.locator(".bubble.user")).to_contain_text("Only this")
+    page.get_by_label("The right answer", exact=True).fill("Bramblewick.")
     page.get_by_role("button", name="Preview").click()
     expect(page.get_by_role("heading", name="Preview")).to_be_visible()
     page.get_by_role("button", name="Send").click()
     expect(page.locator(".fate")).to_contain_text("Bramblewick.")
     page.reload()
-    expect(page.locator(".fate")).to_contain_text("Bramblewick.")
-    expect(page.get_by_role("alert")).to_have_count(0)
-    assert violations(page) == []
     page.get_by_role("button", name="Withdraw").click()
     page.get_by_role("button", name="Withdraw it").click()
     expect(page.get_by_role("heading", name="Correct it")).to_be_focused()
-    page.goto(link(running, ask(running, "Another")))
-    expect(page.locator(".bubble.user")).to_contain_text("Another")
-    assert page.url == f"{running.url}/corrections"
-    page.get_by_role("button", name="Leave this link").click()
-    expect(page.get_by_role("dialog")).to_contain_text("Your key")
+    expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_a_link_that_is_not_valid_says_so_and_asks_for_no_key(running: Running, visit: Visits) -> None:
