@@ -7,7 +7,7 @@ in log order, one transaction a batch, together with the positions they move to;
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -387,9 +387,7 @@ class View:
 
     def release(self, version: int) -> Round | None:
         """The round that made a policy version."""
-        return next(
-            (r for r in self.rounds() if r.release is not None and r.release.version == version), None
-        )
+        return made_by(self.rounds(), version)
 
     def rejected(self) -> dict[int, str]:
         """Releases that a server refused to serve, with the reason."""
@@ -520,6 +518,17 @@ def by_status(counted: Mapping[FeedbackGroup, int]) -> Counter[Status]:
 def rehearsed(counted: Mapping[FeedbackGroup, int]) -> int:
     """How many of the counts of `View.count_feedback` are good ratings, as `Feedback.rehearsed` says."""
     return sum(n for group, n in counted.items() if group.status == "accepted" and not group.teaches)
+
+
+def pending(counted: Mapping[FeedbackGroup, int]) -> int:
+    """How much of the counts of `View.count_feedback` waits to be judged or learned."""
+    statuses = by_status(counted)
+    return statuses["received"] + statuses["accepted"] - rehearsed(counted)
+
+
+def made_by(rounds: Iterable[Round], version: int) -> Round | None:
+    """The round that made a policy version."""
+    return next((r for r in rounds if r.release is not None and r.release.version == version), None)
 
 
 def _fact(facts: Sequence[Any], rounds: Mapping[int, RoundFact], reason: str = "") -> FeedbackFact:

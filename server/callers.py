@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 
 from buffer.view import Keys as Logged
+from server.api.problems import RETRY_LATER_S
 from server.config import is_loopback
 from server.errors import RequestRefused
 from server.identity import LOCAL, Keys, Principal, Token, bearer, digest_of, is_from_here
@@ -17,8 +18,6 @@ from server.limits import Limits
 
 if TYPE_CHECKING:
     from server.gateway import Gateway
-
-RETRY_S = 5.0
 
 
 class Callers:
@@ -68,7 +67,7 @@ class Callers:
         if not len(keys) and behind is not None:  # what has not been read may name keys
             raise RequestRefused(
                 f"who may call is not known yet: {behind}", "try again in a few seconds",
-                code="keys_unknown", status=503, retry_after_s=RETRY_S,
+                code="keys_unknown", status=503, retry_after_s=RETRY_LATER_S,
             )  # fmt: skip
         if sent is not None and (token := self._gateway.receipts.opened(sent)) is not None:
             bearer_ = self._bearer_of(token, keys)

@@ -19,7 +19,7 @@ from buffer.backend import JOURNAL
 from buffer.client import Buffer
 from buffer.log import BufferError
 from buffer.records import LearnerState, Positions
-from buffer.view import Alias, Round, View, by_status, rehearsed
+from buffer.view import Alias, Round, View, by_status, made_by, pending
 
 VERDICTS = ("passed", "refused", "failed")
 
@@ -125,10 +125,9 @@ class LogCollector(Collector):
 
 def _feedback(view: View) -> Iterator[Sample]:
     counted = view.count_feedback()
-    statuses = by_status(counted)
-    for status, count in statuses.items():
+    for status, count in by_status(counted).items():
         yield "feedback_status", (status,), count
-    yield "feedback_pending", (), statuses["received"] + statuses["accepted"] - rehearsed(counted)
+    yield "feedback_pending", (), pending(counted)
     unfit: Counter[tuple[str, str]] = Counter()
     for group, count in counted.items():
         if group.status in ("skipped", "quarantined"):
@@ -162,10 +161,10 @@ def _rounds(rounds: Sequence[Round], now: float) -> Iterator[Sample]:
 
 def _policies(rounds: Sequence[Round], alias: Alias) -> Iterator[Sample]:
     yield "log_policy_version", (), alias.version
-    made_by = next((r for r in rounds if r.release and r.release.version == alias.version), None)
+    made = made_by(rounds, alias.version)
     if alias.version == 0:
         yield "policy_drift", (), 0.0
-    elif made_by is not None and (measured := Measured.of(made_by)) is not None:
+    elif made is not None and (measured := Measured.of(made)) is not None:
         yield "policy_drift", (), measured.drift
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from buffer.next_step import absent
 from buffer.records import LearningSwitched, RoundRequested
-from buffer.view import Move, Round, by_status, rehearsed
+from buffer.view import Move, Round, View, by_status, pending, rehearsed
 from server.api.document import errors
 from server.api.schemas import AliasMove, Learner, Learning, Policies, Policy, RoundAsked
 from server.api.schemas import Move as MoveShown
@@ -123,11 +123,26 @@ def describe_learning(gateway: Gateway, now: float) -> Learning:
     """The learner's last word, and what waits for it. Reads the view."""
     view = gateway.buffer.view
     counted = view.count_feedback()
-    statuses = by_status(counted)
-    ratings = rehearsed(counted)
     rounds = view.rounds()
     ended = next((r for r in reversed(rounds) if r.ended is not None), None)
-    heard, paused = view.report(), view.paused()
+    paused = view.paused()
+    return {
+        "object": "learning",
+        **describe_learner(view, now),
+        "paused": paused is not None,
+        "paused_by": paused.by if paused is not None else None,
+        "feedback": dict(by_status(counted)),
+        "pending": pending(counted),
+        "rehearsed": rehearsed(counted),
+        "requests": [asked.request_id for asked in view.requests()],
+        "last_round": describe_round(ended) if ended is not None else None,
+        "rounds": [describe_round(r) for r in reversed(rounds[-ROUNDS_SHOWN:])],
+    }
+
+
+def describe_learner(view: View, now: float) -> Learner:
+    """What the learner said last, or why nothing is to be expected of it."""
+    heard = view.report()
     told: Learner = {"state": None, "why": ""}
     if heard is not None:
         report, at = heard
@@ -135,18 +150,7 @@ def describe_learning(gateway: Gateway, now: float) -> Learning:
     if (why := absent(heard, now)) is not None:
         told["state"] = "silent" if heard is not None else None
         told["why"] = why
-    return {
-        "object": "learning",
-        **told,
-        "paused": paused is not None,
-        "paused_by": paused.by if paused is not None else None,
-        "feedback": dict(statuses),
-        "pending": statuses["received"] + statuses["accepted"] - ratings,
-        "rehearsed": ratings,
-        "requests": [asked.request_id for asked in view.requests()],
-        "last_round": describe_round(ended) if ended is not None else None,
-        "rounds": [describe_round(r) for r in reversed(rounds[-ROUNDS_SHOWN:])],
-    }
+    return told
 
 
 def describe_round(one: Round) -> RoundShown:

@@ -11,9 +11,9 @@ from fastapi import APIRouter, Request
 
 from buffer.fate import Status
 from buffer.log import Backlog, BufferError, Space
-from buffer.view import by_status
+from buffer.view import by_status, made_by
 from server import traffic
-from server.api.learning import describe_learning
+from server.api.learning import describe_learner
 from server.api.schemas import Overview, ToDo, Traffic
 from server.gateway import Gateway
 from server.health import Facts, Learner, sentence, what_to_do
@@ -44,7 +44,8 @@ def describe(gateway: Gateway, principal: Principal, behind: int | str, now: flo
     view = gateway.buffer.view
     sample = traffic.read(gateway.metrics, now, engine_ready=gateway.engine.state == "ready")
     counted = view.count_feedback()
-    facts = gather(gateway, sample, behind, by_status(counted)["held"])
+    statuses = by_status(counted)
+    facts = gather(gateway, sample, behind, statuses["held"])
     todo = what_to_do(facts)
     since = (int(now) // HOUR_S - HOURS + 1) * HOUR_S
     arrived = view.feedback_arrived(since, HOUR_S)
@@ -60,7 +61,7 @@ def describe(gateway: Gateway, principal: Principal, behind: int | str, now: flo
         "todo": [cast(ToDo, asdict(one)) for one in todo],
         "traffic": cast(Traffic, gateway.traffic.describe(sample)),
         "feedback": {
-            "by_status": dict(by_status(counted)),
+            "by_status": dict(statuses),
             "by_reason": [
                 {"status": status, "reason": reason, "count": count}
                 for (status, reason), count in reasons.most_common()
@@ -89,9 +90,10 @@ def describe(gateway: Gateway, principal: Principal, behind: int | str, now: flo
 def gather(gateway: Gateway, sample: traffic.Sample, behind: int | str, held: int) -> Facts:
     """What health is judged by."""
     view, engine, history = gateway.buffer.view, gateway.engine, gateway.traffic
-    learning, switched, alias = describe_learning(gateway, sample.at), view.switched(), gateway.alias_now()
+    learner, switched = describe_learner(view, sample.at), view.switched()
+    paused = switched if switched is not None and switched[0].paused else None
     rounds = view.rounds()
-    made = next((r for r in rounds if r.release is not None and r.release.version == alias.version), None)
+    made = made_by(rounds, gateway.alias_now().version)
     unreadable = gateway.behind or (behind if isinstance(behind, str) else None)
     space, backlog = Space(), Backlog()
     with contextlib.suppress(BufferError):  # then the log's own error is in `behind`
@@ -111,11 +113,11 @@ def gather(gateway: Gateway, sample: traffic.Sample, behind: int | str, held: in
         space=space, backlog=backlog,
         passed_over=dict(Counter(type_ for _, type_, _ in view.poison())),
         learner=Learner(
-            learning["state"], learning["why"], learning.get("reported"),
-            learning.get("round"), learning.get("step"), learning.get("steps"),
+            learner["state"], learner["why"], learner.get("reported"),
+            learner.get("round"), learner.get("step"), learner.get("steps"),
         ),
-        paused_by=learning["paused_by"],
-        paused_at=switched[1] if switched is not None and switched[0].paused else None,
+        paused_by=paused[0].by if paused is not None else None,
+        paused_at=paused[1] if paused is not None else None,
         waits_for={
             gateway.policies.name(r.release.version): why
             for r in rounds

@@ -43,12 +43,26 @@ export function make(tag, attributes = {}, ...children) {
 }
 
 /**
- * Run `start` once the server takes the reader's key. Without keys configured, that is at once; otherwise the
- * page's <dialog id="sign-in"> asks for one, which is kept for this tab alone.
+ * Run `start` once the server takes the reader's key. Without keys configured, that is at once; otherwise
+ * a dialog asks for one, which is kept for this tab alone.
  */
 export async function signedIn(start) {
-  const dialog = document.querySelector("#sign-in");
-  const problem = dialog.querySelector("[role=alert]");
+  const problem = make("p", { role: "alert", class: "bad" });
+  const dialog = make(
+    "dialog",
+    { "aria-labelledby": "sign-in-title" },
+    make(
+      "form",
+      {},
+      make("h2", { id: "sign-in-title" }, "Your key"),
+      make("p", {}, "This server has keys. Yours stays in this tab."),
+      make("label", {}, "Key ", make("input", { type: "password", autocomplete: "off", required: true })),
+      " ",
+      make("button", {}, "Sign in"),
+      problem,
+    ),
+  );
+  document.body.append(dialog);
   for (;;) {
     try {
       await call("GET", "/v1/models");
