@@ -1,5 +1,6 @@
 """Machines on one broker that goes away: they agree on what is live, and keep what they acknowledged."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -131,13 +132,15 @@ def test_a_gateway_that_dies_while_the_broker_is_away_knows_what_it_acknowledged
     tmp_path: Path, cluster: Cluster
 ) -> None:
     buffer, (broker,) = cluster
-    with Replica(tmp_path / "replica", buffer) as replica:
+    # a key, since without any a server that has lost its view trusts nobody until the log is read
+    settings = f"keys = {{ ann = '{hashlib.sha256(b'ann-key').hexdigest()}' }}"
+    with Replica(tmp_path / "replica", buffer, settings=settings) as replica:
         broker.kill()
         asked = [{"role": "user", "content": "one"}]
         body = {"kind": "demonstration", "messages": asked, "text": "two"}
 
         def teach() -> str:
-            headers = {"idempotency-key": "k"}
+            headers = {"idempotency-key": "k", "authorization": "Bearer ann-key"}
             reply = httpx.post(f"{replica.url}/v1/feedback", json=body, headers=headers, timeout=60)
             assert reply.status_code == 202
             return str(reply.json()["id"])

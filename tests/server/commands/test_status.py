@@ -145,6 +145,8 @@ class Watching:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "server.cli", "status", "-w", "--url", url],
             stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"},
+            # as a terminal starts it: what runs in the background ignores SIGINT, and so would its child
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         self._slave = slave
         self.raw = ""
