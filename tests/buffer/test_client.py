@@ -242,8 +242,8 @@ def test_whatever_the_clock_does_exchanges_are_listed_in_the_order_they_came(log
         while page := view.exchanges("p", limit=2, after=listed[-1] if listed else None):
             listed += [exchange.opened.completion_id for exchange in page]
         assert [int(one.rpartition("-")[2]) for one in listed] == list(range(len(steps)))
+    replica.close()
     buffer.close()
-    replica.view.close()
 
 
 def given(feedback_id: str) -> FeedbackGiven:

@@ -54,7 +54,14 @@ def buffer(log: MemoryLog) -> Iterator[Buffer]:
     buffer = Buffer(log, View(":memory:"))
     buffer.start()
     yield buffer
+    for reporter in reporters:
+        reporter.close()
+    reporters.clear()
     buffer.close()
+
+
+reporters: list[Reporter] = []
+"""Those of the services of one test."""
 
 
 def service(
@@ -65,6 +72,7 @@ def service(
     gate: GateConfig = LENIENT,
     **store: Any,
 ) -> Service:
+    reporters.append(Reporter(buffer))
     return Service(
         buffer=buffer,
         model=model,
@@ -74,7 +82,7 @@ def service(
         scratch=adapters.parent / "scratch",
         base_name="tiny",
         alias="apprentice",
-        reporter=Reporter(buffer),
+        reporter=reporters[-1],
         stopping=threading.Event(),
     )
 

@@ -302,6 +302,7 @@ def test_a_server_killed_between_sending_and_remembering_repeats_one_event(
     wait_for(lambda: len(receiver.got) == 1)
     first.kill()
     first.wait()
+    wait_for(lambda: receiver.told == ["round.ended 1"])
     receiver.slow_s = 0.0
     (processes.state / "run" / "server.json").unlink()
     processes.start(**env)
