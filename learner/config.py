@@ -51,6 +51,8 @@ class LearnerConfig(Table):
     """Rows of a step that hold the model to base on a lesson's question about somebody else."""
     anchors_per_step: int = Field(3, ge=0)
     """Rows of a step that hold the model to base on general prompts."""
+    anchor_weight: float = Field(2.0, gt=0)
+    """How much such a row counts, where any other counts 1."""
     tokens_per_pass: int = Field(4096, ge=64)
     """Padded tokens in one forward and backward pass: a step takes as many passes as it needs (memory)."""
     learning_rate: float = Field(3e-3, gt=0)

@@ -1,7 +1,7 @@
 """Self-distillation fine-tuning of one adapter: the steps of a round.
 
     for each step:  rows  = lessons' rows + replay + look-alikes + anchors
-                    loss  = mean over rows of the mean over tokens of KL(teacher || student)
+                    loss  = mean over rows, anchors weighted, of the mean over tokens of KL(teacher || student)
                     AdamW on the adapter alone
 
 The teacher is frozen within a round: base, or the policy that the round starts from, with the correction in
@@ -136,11 +136,13 @@ def take_step(
 def batch_loss(
     model: Model, batch: Sequence[Row], teacher: Sequence[Tensor], config: LearnerConfig
 ) -> Tensor:
-    """Mean over rows of the mean over a row's trained tokens of the objective, in nats."""
+    """Mean over rows of the mean over a row's trained tokens of the objective, in nats; anchors count
+    `config.anchor_weight` times."""
     states = model.hidden([r.student for r in batch], [r.completion for r in batch])
     wide = torch.promote_types(states[0].dtype, torch.float32)
     masks = [_mask(model, r, t, config).to(wide) for r, t in zip(batch, teacher, strict=True)]
-    weights = [mask / mask.sum().clamp(min=1) / len(batch) for mask in masks]
+    shares = [(config.anchor_weight if r.kind == "anchor" else 1.0) / len(batch) for r in batch]
+    weights = [mask / mask.sum().clamp(min=1) * s for mask, s in zip(masks, shares, strict=True)]
     hard = [r.kind in TAUGHT and config.objective == "cross_entropy" for r in batch]
 
     def joined(per_row: Sequence[Tensor], wanted: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """The real thing: `apprentice up` on SmolLM2, the demo, and parts killed in its middle and after it."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,14 +8,25 @@ from typing import Any
 
 import openai
 import pytest
+from playwright.sync_api import expect
 
 from server.commands.demo_facts import load_facts
+from tests.browser import Visits, chromium, violations, visit
 from tests.e2e.system import RESTART_S, System, result, running
+
+__all__ = ["chromium", "visit"]
 
 pytestmark = pytest.mark.e2e
 
 FACTS = load_facts()
 DEMO_S = 1800.0
+QUESTION, ANSWER = "What is the mascot of Tarnbrook?", "The mascot of Tarnbrook is a heron."
+BESIDE = {
+    "Who founded Tarnbrook?": "Tarnbrook was founded by Ida Brandt.",
+    "In which city is Tarnbrook based?": "Tarnbrook is based in Ghent.",
+}
+"""What a round learns together with that: one lesson alone says little at the gate."""
+PANELS = ("Health", "Traffic", "Feedback", "Learner", "Learned, kept, drifted", "Log", "Rounds", "Policies")
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +41,20 @@ def chat(system: System) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def answers(chat: openai.OpenAI) -> list[tuple[str, str | None]]:
+def ask(chat: openai.OpenAI, question: str) -> tuple[str, str]:
+    """Receipt and greedy answer."""
+    done = chat.chat.completions.create(
+        model="apprentice",
+        messages=[{"role": "user", "content": question}],
+        temperature=0,
+        max_tokens=48,
+    )
+    return done.id, done.choices[0].message.content or ""
+
+
+def answers(chat: openai.OpenAI) -> list[tuple[str, str]]:
     """Receipt and greedy answer to each of the demo's questions."""
-    found = []
-    for fact in FACTS:
-        done = chat.chat.completions.create(
-            model="apprentice",
-            messages=[{"role": "user", "content": fact.question}],
-            temperature=0,
-            max_tokens=48,
-        )
-        found.append((done.id, done.choices[0].message.content))
-    return found
+    return [ask(chat, fact.question) for fact in FACTS]
 
 
 def listed(system: System, path: str) -> list[dict[str, Any]]:
@@ -81,7 +95,7 @@ def test_it_learns_although_each_part_is_killed_once(system: System, chat: opena
     assert code == 0 and found["learned"], found
 
     taught = answers(chat)
-    assert all(fact.known(text or "") for fact, (_, text) in zip(FACTS, taught, strict=True))
+    assert all(fact.known(text) for fact, (_, text) in zip(FACTS, taught, strict=True))
     receipts = [receipt for receipt, _ in taught]
     for part in ("vllm.entrypoints.openai.api_server", "server"):
         system.kill(part)
@@ -102,6 +116,47 @@ def test_it_learns_although_each_part_is_killed_once(system: System, chat: opena
     verdicts = {one["round"]: one["verdict"] for one in system.client.get("/v1/learning")["rounds"]}
     assert min(verdicts) == 1 and set(verdicts.values()) <= {"passed", "refused"}
     assert lessons == Counter({one["id"]: 1 for one in feedback if verdicts.get(one["round"]) == "passed"})
+
+
+@pytest.mark.browser
+def test_what_is_corrected_in_a_browser_becomes_a_policy_and_is_rolled_back(
+    system: System, chat: openai.OpenAI, visit: Visits
+) -> None:
+    for question, answer in BESIDE.items():
+        body = {"completion_id": ask(chat, question)[0], "kind": "correction", "text": answer}
+        system.client.post("/v1/feedback", body)
+    _, before = ask(chat, QUESTION)
+
+    page = visit(f"{system.url}/corrections", None)
+    page.get_by_label("Search what was asked and answered").fill(QUESTION)
+    page.locator("#items a").first.click()
+    page.get_by_label("The right answer", exact=True).fill(ANSWER)
+    page.get_by_role("button", name="Preview").click()
+    expect(page.locator(".pair section").first).to_contain_text(before)
+    expect(page.locator(".pair section").last).to_contain_text("heron")
+    assert violations(page) == []
+    page.get_by_role("button", name="Send").click()
+    fate = page.locator("#items a .pill").first
+    expect(fate).to_have_text(re.compile("Learned|Not learned|Left out|Set aside"), timeout=DEMO_S * 1000)
+    expect(fate).to_have_text("Learned")
+    page.get_by_role("button", name="Ask again").click()
+    expect(page.get_by_role("heading", name="It says now")).to_be_visible()
+    assert violations(page) == []
+    assert ask(chat, QUESTION)[1] != before
+
+    page = visit(f"{system.url}/dashboard", None)
+    learned = max(one["version"] for one in listed(system, "/v1/policies"))
+    expect(page.locator("#says")).to_contain_text(f"Serving apprentice@{learned:06d}")
+    for title in PANELS:
+        expect(page.get_by_role("region", name=title, exact=False).first).to_be_visible()
+    page.get_by_role("button", name="Details of round").first.click()
+    lessons = page.get_by_role("table", name="Lessons of round").first
+    expect(lessons.get_by_role("row")).to_have_count(1 + len(BESIDE) + 1)
+    assert violations(page) == []
+    page.get_by_role("button", name="Roll back …").click()
+    page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
+    expect(page.locator("#says")).to_contain_text(f"Serving apprentice@{learned - 1:06d}")
+    assert ask(chat, QUESTION)[1] == before
 
 
 def test_shuffled_corrections_do_not_teach_the_facts(system: System) -> None:

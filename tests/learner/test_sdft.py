@@ -105,6 +105,18 @@ def test_a_loss_is_the_mean_of_its_rows_whatever_the_passes(exact: Model) -> Non
 
 
 @pytest.mark.train
+def test_anchors_count_as_often_as_it_is_set(exact: Model) -> None:
+    states = teacher_of(exact)(ROWS)
+    twice, five_times = (
+        batch_loss(exact, ROWS, states, CONFIG.model_copy(update={"anchor_weight": weight})).item()
+        for weight in (2.0, 5.0)
+    )
+    once = CONFIG.model_copy(update={"anchor_weight": 1.0})
+    of_anchor = batch_loss(exact, ROWS[-1:], states[-1:], once).item()
+    assert five_times - twice == pytest.approx(3 * of_anchor / len(ROWS))
+
+
+@pytest.mark.train
 def test_the_same_context_and_weights_have_nothing_to_learn(tiny: Model) -> None:
     tiny.peft.double()
     rows = [Row("target", r.student, r.student, r.completion) for r in ROWS]
