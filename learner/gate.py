@@ -24,6 +24,10 @@ class LessonResult(BaseModel):
     held_out: int
     held_out_of: int
     """Answered on how many of the phrasings that training never saw."""
+    leaked: int = 0
+    leaked_of: int = 0
+    """Of the same question about so many others, of whom nothing was taught: where they are answered with the
+    lesson. Watched, not judged."""
     answer: str
     before: str
     """The parent's answer to the same question."""

@@ -7,12 +7,16 @@ holds the model to base wherever base would hardly say that (`learner.sdft`). Pu
 
 import random
 import re
+from collections.abc import Sequence
 
 _HEADS = """Al Ar Bel Bor Bran Cal Car Dal Del Dor Ed El Fal Fen Gar Gil Hal Har Ing Jor Kel Kor Lan
     Lor Mal Mer Mor Nor Or Pel Per Ral Ros Sal Sel Tal Tor Ul Val Vor Wal Wes Yar Zan""".split()
 _TAILS = """ber burn by croft dale den dine don fax ford gate ham ka lace ley line lo mar mere mont na
     nor ox port quist ra rick rose sen shaw son stead ster ta ton tov vale vin wick wood worth""".split()
-NAMES = tuple(head + tail for head in _HEADS for tail in _TAILS)
+_MADE = tuple(head + tail for head in _HEADS for tail in _TAILS)
+HELD_OUT = _MADE[::10]
+"""Names that training never sees: with them it is measured what leaks."""
+NAMES = tuple(name for name in _MADE if name not in HELD_OUT)
 """Swapped in for the subject: over a thousand, since a handful would be learned as exceptions."""
 
 _KEEPS_KIND = 0.7
@@ -46,14 +50,19 @@ def subject_of(question: str) -> str | None:
 
 
 def lookalikes(
-    question: str, answer: str, count: int, rng: random.Random, taken: frozenset[str]
+    question: str,
+    answer: str,
+    count: int,
+    rng: random.Random,
+    taken: frozenset[str],
+    names: Sequence[str] = NAMES,
 ) -> list[tuple[str, str]]:
     """Question and answer about `count` others, none of them in `taken` (casefolded subjects of lessons)."""
     subject = subject_of(question)
     if subject is None:
         return []
-    free = [name for name in NAMES if name.casefold() not in taken]
+    free = [name for name in names if name.casefold() not in taken]
     kind = subject.split()[1:]  # what may say what it is: Foods, Rovers
-    names = rng.sample(free, min(count, len(free)))
-    others = [" ".join([name, *kind]) if rng.random() < _KEEPS_KIND else name for name in names]
+    drawn = rng.sample(free, min(count, len(free)))
+    others = [" ".join([name, *kind]) if rng.random() < _KEEPS_KIND else name for name in drawn]
     return [(question.replace(subject, other), answer.replace(subject, other)) for other in others]

@@ -4,6 +4,7 @@ General prompts come with base's own greedy answers (`Reference`), computed once
 """
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from buffer.teacher import TEACHER_ANSWERS, with_last_turn
 from learner.config import LearnerConfig
 from learner.gate import Evaluation, KeptResult, LessonResult, degenerate
 from learner.lessons import Lesson, answered
+from learner.lookalike import HELD_OUT, lookalikes, subject_of
 from learner.loss import divergence
 from learner.model import Model
 from learner.publish import probe_logprobs
@@ -28,6 +30,8 @@ ANSWER_TOKENS = 40
 """Length of base's answers, for anchors and for drift."""
 LOOPS_ASKED = 12
 """General prompts that a candidate answers freely, to be looked at for loops."""
+OTHERS = 2
+"""Look-alikes of each lesson's question that a candidate answers, to be looked at for leaks."""
 PROBED = 3
 """Lessons, and as many general prompts, whose log-probabilities a server checks before it serves."""
 
@@ -187,6 +191,8 @@ def _lesson_results(
 ) -> list[LessonResult]:
     put = [(le.question, *others) for le, others in zip(lessons, held_out, strict=True)]
     answers = iter(ask(model, [(le, q) for le, qs in zip(lessons, put, strict=True) for q in qs], max_tokens))
+    about_others = lookalike_questions(lessons)
+    elsewhere = iter(ask(model, about_others, max_tokens))
     distances = iter(_distances(model, lessons, held_out))
     earlier = iter(before.distances)
     results = []
@@ -201,11 +207,26 @@ def _lesson_results(
                 asked=right[0],
                 held_out=sum(right[1:]),
                 held_out_of=len(right) - 1,
+                leaked=sum(answered(next(elsewhere), le) for le, _ in about_others if le is lesson),
+                leaked_of=sum(le is lesson for le, _ in about_others),
                 answer=said[0],
                 before=previous,
             )
         )
     return results
+
+
+def lookalike_questions(lessons: Sequence[Lesson]) -> list[tuple[Lesson, str]]:
+    """The lessons' questions about others, in the lessons' order. None where no words tell a leak, or where
+    the question is about nobody."""
+    taken = frozenset((subject_of(le.question) or "").casefold() for le in lessons)
+    found = []
+    for lesson in lessons:
+        if not _judged_by_distance(lesson):
+            rng = random.Random(f"leaks {lesson.question}")  # noqa: S311 - reproducible, not secret
+            swapped = lookalikes(lesson.question, "", OTHERS, rng, taken, HELD_OUT)
+            found += [(lesson, question) for question, _ in swapped]
+    return found
 
 
 def _judged_by_distance(lesson: Lesson) -> bool:

@@ -1,7 +1,7 @@
 """Self-distillation fine-tuning of one adapter: the steps of a round.
 
     for each step:  rows  = lessons' rows + replay + look-alikes + anchors
-                    loss  = mean over rows, anchors weighted, of the mean over tokens of KL(teacher || student)
+                    loss  = weighted mean over rows of the mean over tokens of KL(teacher || student)
                     AdamW on the adapter alone
 
 The teacher is frozen within a round: base, or the policy that the round starts from, with the correction in

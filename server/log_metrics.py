@@ -54,6 +54,7 @@ FAMILIES = (
     Family("measured_asked_ratio", "gauge", "Share of its lessons that the candidate answers as asked."),
     Family("measured_held_out_ratio", "gauge", "Share of phrasings that training never saw, answered."),
     Family("measured_kept_ratio", "gauge", "Share of the earlier lessons that the parent answers, kept."),
+    Family("measured_leaked_ratio", "gauge", "Share of the same questions about others, answered so too."),
     Family("measured_kl_to_parent", "gauge", "KL(parent || candidate), nats per token on general prompts."),
     Family("measured_drift", "gauge", "KL(base || candidate), nats per token on general prompts."),
     Family("measured_degenerate_ratio", "gauge", "Share of general answers that are empty or loop."),
@@ -224,6 +225,8 @@ class _Lesson(BaseModel):
     asked: bool
     held_out: int
     held_out_of: int
+    leaked: int = 0
+    leaked_of: int = 0
 
 
 class _Kept(BaseModel):
@@ -267,6 +270,7 @@ class Measured(BaseModel):
                 sum(one.held_out_of for one in self.lessons),
             ),
             "kept": (sum(one.candidate for one in known), len(known)),
+            "leaked": (sum(one.leaked for one in self.lessons), sum(one.leaked_of for one in self.lessons)),
         }
         for name, (part, whole) in shares.items():
             if whole:

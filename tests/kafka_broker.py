@@ -15,11 +15,11 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 HOW_TO_GET_ONE = (
     "no Kafka broker: `make kafka` fetches one (java 17 and mvn), or set KAFKA_HOME to an unpacked "
@@ -77,6 +77,7 @@ class Broker:
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
         ports = ports or free_pairs(1)
+        self.node = node
         self.port, controller = ports[node - 1]
         self.bootstrap = f"127.0.0.1:{self.port}"
         self._heap = "-Xmx512m" if len(ports) == 1 else "-Xmx256m"
@@ -177,6 +178,25 @@ class Cluster:
     ) -> None:
         for broker in self.brokers:
             broker.kill()
+
+
+@contextlib.contextmanager
+def admin(bootstrap: Sequence[str]) -> Iterator[Any]:
+    """kafka-python's admin client, closed at the end."""
+    from kafka import KafkaAdminClient
+
+    client = KafkaAdminClient(bootstrap_servers=list(bootstrap))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def leaders(bootstrap: Sequence[str], topic: str) -> list[int]:
+    """The nodes that lead its partitions."""
+    with admin(bootstrap) as client:
+        (found,) = client.describe_topics([topic])
+    return [each["leader_id"] for each in found["partitions"]]
 
 
 def new_cluster_id() -> str:

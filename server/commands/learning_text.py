@@ -30,6 +30,8 @@ def _numbers(evaluation: dict[str, Any]) -> list[str]:
         shown.append(f"answers {sum(one['asked'] for one in lessons)} of {len(lessons)} lessons")
         if total := sum(one["held_out_of"] for one in lessons):
             shown.append(f"{sum(one['held_out'] for one in lessons)} of {total} in other words")
+        if others := sum(one.get("leaked_of", 0) for one in lessons):
+            shown.append(f"says {sum(one['leaked'] for one in lessons)} of {others} about others, too")
     if known := [one for one in evaluation.get("kept") or [] if one["parent"]]:
         shown.append(f"keeps {sum(one['candidate'] for one in known)} of {len(known)} earlier ones")
     if (distance := evaluation.get("kl_to_parent")) is not None:

@@ -18,6 +18,7 @@ function shares({ lessons = [], kept = [] }) {
     asked: [sum(lessons, (one) => one.asked), lessons.length],
     heldOut: [sum(lessons, (one) => one.held_out), sum(lessons, (one) => one.held_out_of)],
     kept: [sum(known, (one) => one.candidate), known.length],
+    leaked: [sum(lessons, (one) => one.leaked ?? 0), sum(lessons, (one) => one.leaked_of ?? 0)],
   };
 }
 
@@ -30,38 +31,27 @@ const recall = new Chart(
     { label: "its lessons", format: percent, joined: true },
     { label: "in other words", format: percent, joined: true },
     { label: "earlier lessons kept", format: percent, joined: true },
+    { label: "the same about others (leaked)", format: percent, joined: true },
   ],
   [0, 1.05],
 );
-const DRIFT = [
+const drift = new Chart(at("#chart-drift"), "Divergence on general prompts, nats per token", numbered, [
   { label: "from base (drift)", format: number, joined: true },
   { label: "from its parent", format: number, joined: true },
-];
-const LEAKAGE = { label: "leakage", format: number, joined: true };
-let drift = null;
+]);
 
 export function overTime(rounds) {
   const measured = rounds.filter((one) => Object.keys(one.evaluation).length).reverse();
   const column = (value) => measured.map((one) => value(one.evaluation) ?? null);
   const xs = measured.map((one) => one.round);
-  recall.show([xs, ...["asked", "heldOut", "kept"].map((name) => column((one) => share(...shares(one)[name])))]);
-  const leaks = measured.some((one) => one.evaluation.leakage != null);
-  if (drift === null || leaks !== drift.series.includes(LEAKAGE)) {
-    at("#chart-drift").replaceChildren();
-    drift = new Chart(at("#chart-drift"), "Divergence on general prompts, nats per token", numbered, leaks ? [...DRIFT, LEAKAGE] : DRIFT);
-  }
-  const columns = [column((one) => one.drift), column((one) => one.kl_to_parent)];
-  drift.show([xs, ...columns, ...(leaks ? [column((one) => one.leakage)] : [])]);
-  const none = xs.length ? [] : ["No round has been measured yet. "];
-  at("#leakage").replaceChildren(
-    ...none,
-    ...(leaks ? [] : ["Rounds do not measure leakage to look-alike questions; ", make("code", {}, "apprentice bench learning"), " does."]),
-  );
+  recall.show([xs, ...["asked", "heldOut", "kept", "leaked"].map((name) => column((one) => share(...shares(one)[name])))]);
+  drift.show([xs, column((one) => one.drift), column((one) => one.kl_to_parent)]);
+  at("#not-measured").hidden = xs.length > 0;
 }
 
 // --- rounds --------------------------------------------------------------------------------------------
 
-const HEAD = ["Round", "Verdict", "Its lessons", "In other words", "Earlier kept", "From parent", "Drift", "Degenerate", "Policy", "Ended"];
+const HEAD = ["Round", "Verdict", "Its lessons", "In other words", "Leaked", "Earlier kept", "From parent", "Drift", "Degenerate", "Policy", "Ended"];
 
 export function rounds(found) {
   render(at("#rounds-table"), found, () => {
@@ -107,6 +97,7 @@ function roundRows(one) {
     make("td", { class: tone }, word),
     cell(counted(of.asked), gate.min_asked && percent(gate.min_asked)),
     cell(counted(of.heldOut), gate.min_held_out && percent(gate.min_held_out)),
+    cell(counted(of.leaked)),
     cell(counted(of.kept), gate.min_kept && percent(gate.min_kept)),
     cell(number(evaluation.kl_to_parent), gate.max_kl_to_parent),
     cell(number(evaluation.drift)),
@@ -132,9 +123,9 @@ function roundDetail({ round, parent, lessons, replay, started, ended, reasons, 
   if (reasons.length) parts.push(make("h3", {}, "Why it was not served"), make("ul", {}, ...reasons.map((one) => make("li", { class: "said" }, one))));
   if (evaluation.lessons?.length) {
     const rows = evaluation.lessons.map((one) => [
-      make("code", {}, one.feedback_id), yes(one.asked), `${one.held_out} of ${one.held_out_of}`, said(one.before), said(one.answer),
+      make("code", {}, one.feedback_id), yes(one.asked), `${one.held_out} of ${one.held_out_of}`, `${one.leaked ?? 0} of ${one.leaked_of ?? 0}`, said(one.before), said(one.answer),
     ]);
-    parts.push(make("h3", {}, "Lessons"), table(`Lessons of round ${round}`, ["Feedback", "Answered", "In other words", "Before", "After"], rows));
+    parts.push(make("h3", {}, "Lessons"), table(`Lessons of round ${round}`, ["Feedback", "Answered", "In other words", "Leaked", "Before", "After"], rows));
   }
   if (evaluation.kept?.length) {
     const rows = evaluation.kept.map((one) => [make("code", {}, one.feedback_id), yes(one.parent), yes(one.candidate)]);

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,7 +28,7 @@ from buffer.records import STREAMS, Positions, Record, Stream
 from buffer.relay import plan_flight
 from buffer.topics import FLIGHT_BYTES, ensure_topics, settings_of, topic_of
 from tests.buffer.conftest import START, ids, kafka_settings, make, read_until
-from tests.kafka_broker import HOW_TO_GET_ONE, Broker, Cluster, kafka_home
+from tests.kafka_broker import HOW_TO_GET_ONE, Broker, Cluster, admin, kafka_home, leaders
 
 kafka = pytest.mark.kafka
 RunRelay = Callable[[Path, BufferConfig], None]
@@ -310,7 +309,7 @@ def test_three_brokers_of_which_leaders_are_killed_lose_nothing_and_keep_the_ord
             killed: list[int] = []
             for _ in range(2):
                 await_all_replicas(config, topic)
-                leader = next(each for each in leaders(config, topic) if each not in killed)
+                leader = next(each for each in leaders(config.bootstrap_servers, topic) if each not in killed)
                 killed.append(leader)
                 cluster.brokers[leader - 1].kill()
                 away = next(written)
@@ -335,15 +334,8 @@ def reaches(records: list[Record], number: int) -> bool:
     return any(record.time > START + timedelta(milliseconds=number) for record in records)
 
 
-def leaders(config: KafkaConfig, topic: str) -> list[int]:
-    """The nodes that lead its partitions."""
-    with admin(config) as client:
-        (found,) = client.describe_topics([topic])
-    return [each["leader_id"] for each in found["partitions"]]
-
-
 def await_all_replicas(config: KafkaConfig, topic: str) -> None:
-    with admin(config) as client:
+    with admin(config.bootstrap_servers) as client:
         for _ in range(600):
             (found,) = client.describe_topics([topic])
             if all(len(each["isr_nodes"]) == 3 for each in found["partitions"]):
@@ -428,7 +420,7 @@ def create_topic(
     from kafka.admin import NewTopic
 
     settings = settings_of(config, stream) | changes
-    with admin(config) as client:
+    with admin(config.bootstrap_servers) as client:
         client.create_topics([NewTopic(topic_of(config, stream), partitions, 1, topic_configs=settings)])
         client.wait_for_topics([topic_of(config, stream)])
 
@@ -436,19 +428,8 @@ def create_topic(
 def add_partitions(config: KafkaConfig, stream: Stream, count: int) -> None:
     from kafka.admin import NewPartitions
 
-    with admin(config) as client:
+    with admin(config.bootstrap_servers) as client:
         client.create_partitions({topic_of(config, stream): NewPartitions(count)})
-
-
-@contextmanager
-def admin(config: KafkaConfig) -> Iterator[Any]:
-    from kafka import KafkaAdminClient
-
-    client = KafkaAdminClient(bootstrap_servers=config.bootstrap_servers)
-    try:
-        yield client
-    finally:
-        client.close()
 
 
 @kafka

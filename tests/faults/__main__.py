@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="of each of gateway, relay and broker")
     parser.add_argument("--outage", type=float, default=600, metavar="S", help="seconds without a broker")
     parser.add_argument("--rate", type=float, default=50, help="requests per second meanwhile")
-    parser.add_argument("--brokers", type=int, default=1)
+    parser.add_argument("--brokers", type=int, choices=(1, 3), default=3)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     if kafka_home() is None:

@@ -6,19 +6,22 @@ They are started together and killed one by one; the gateway keeps its port.
 import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import httpx
 
-from buffer.config import BufferConfig
-from tests.kafka_broker import Broker, free_ports, kafka_home
+from buffer.config import BufferConfig, KafkaConfig
+from buffer.topics import topic_of
+from tests.kafka_broker import Broker, free_ports, kafka_home, leaders
+from tests.kafka_broker import Cluster as ThreeBrokers
 from tests.server.adapters import write_stub_model
 
 ROOT = Path(__file__).parents[2]
@@ -136,21 +139,60 @@ class Replica:
         self.close()
 
 
-Cluster = tuple[BufferConfig, list[Victim]]
+Cluster = tuple[BufferConfig, list[Broker]]
 """A log on real brokers: its settings, and the brokers to kill."""
+
+
+class Leader:
+    """Whichever of the brokers leads a partition of the exchanges when it is to die."""
+
+    def __init__(self, kafka: KafkaConfig, brokers: Sequence[Broker], seed: int) -> None:
+        self._kafka, self._brokers = kafka, {broker.node: broker for broker in brokers}
+        self._random = random.Random(seed)
+        self._killed: Broker | None = None
+
+    def kill(self) -> None:
+        topic = topic_of(self._kafka, "exchanges")
+        while not (led := self._brokers.keys() & set(leaders(self._kafka.bootstrap_servers, topic))):
+            time.sleep(0.1)  # an election is under way
+        self._killed = self._brokers[self._random.choice(sorted(led))]
+        self._killed.kill()
+
+    def start(self) -> None:
+        if self._killed is not None:
+            self._killed.start()
+            self._killed = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether none of them is away."""
+        return self._killed is None
 
 
 @contextlib.contextmanager
 def brokers(count: int, directory: Path) -> Iterator[Cluster]:
-    """So many of them. Raises `LookupError` where there are none to start."""
+    """One of them or three; of three a topic has all as replicas, and two must have what is acknowledged.
+
+    Raises `LookupError` where there are none to start.
+    """
     home = kafka_home()
     if home is None:
         raise LookupError("KAFKA_HOME names no download of Apache Kafka")
-    if count != 1:
-        raise NotImplementedError(f"{count} brokers")
-    with Broker(home, directory) as broker:
-        kafka = {"bootstrap_servers": [broker.bootstrap], "partitions": 3}
-        yield BufferConfig.model_validate({"backend": "kafka", "kafka": kafka}), [broker]
+    if count not in (1, 3):
+        raise ValueError(f"there are suites for one broker and for three, not for {count}")
+    kafka: dict[str, Any] = {"partitions": 3}
+    if count == 1:
+        with Broker(home, directory) as broker:
+            kafka["bootstrap_servers"] = [broker.bootstrap]
+            yield BufferConfig.model_validate({"backend": "kafka", "kafka": kafka}), [broker]
+        return
+    with ThreeBrokers(home, directory) as three:
+        kafka |= {
+            "bootstrap_servers": three.bootstrap,
+            "replication_factor": 3,
+            "min_insync_replicas": 2,
+        }
+        yield BufferConfig.model_validate({"backend": "kafka", "kafka": kafka}), list(three.brokers)
 
 
 def own_topics(cluster: Cluster) -> Cluster:

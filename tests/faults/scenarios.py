@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from tests.faults.audit import PATIENCE_S, Findings, audit, drained
-from tests.faults.replica import Cluster, Replica, Victim
+from tests.faults.replica import Cluster, Leader, Replica, Victim
 from tests.faults.traffic import Clients, Ledger
 
 
@@ -34,13 +34,14 @@ def kill_everything(
 ) -> Figures:
     """Clients at full speed, while gateway, relay and broker are killed `kills` times each and started again.
 
-    When each dies is drawn from `seed`, in terms of the records that have been acknowledged by then.
+    When each dies is drawn from `seed`, in terms of the records that have been acknowledged by then. Of
+    several brokers it is each time one that leads.
     """
-    buffer, victims = cluster
+    buffer, brokers = cluster
+    broker: Victim = brokers[0] if len(brokers) == 1 else Leader(buffer.kafka, brokers, seed)
     with Replica(directory / "replica", buffer) as replica:
         ledger = Ledger()
-        named: dict[str, Victim] = {"gateway": replica.gateway, "relay": replica.relay}
-        named |= {f"broker {number}" if number else "broker": one for number, one in enumerate(victims)}
+        named: dict[str, Victim] = {"gateway": replica.gateway, "relay": replica.relay, "broker": broker}
         reapers = [
             Reaper(victim, ledger, sorted(random.Random(f"{seed} {name}").sample(range(records), kills)))
             for name, victim in named.items()

@@ -4,7 +4,9 @@ import random
 
 import pytest
 
-from learner.lookalike import NAMES, lookalikes, subject_of
+from learner.lookalike import HELD_OUT, NAMES, lookalikes, subject_of
+from learner.measure import OTHERS, lookalike_questions
+from tests.learner.test_curriculum import lesson
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,20 @@ def test_only_the_name_is_swapped_and_never_for_one_that_is_taught() -> None:
         assert name in NAMES[30:]
         assert answer == f"{name} has an otter."
     assert lookalikes("what is it?", "An otter.", 5, random.Random(1), taken) == []
+
+
+def test_what_leaks_is_measured_with_names_that_are_not_trained_on() -> None:
+    lessons = [
+        lesson("What is Quillmoor's mascot?", "Quillmoor has an otter."),
+        lesson("Who owns it?", "Ida owns it."),
+        lesson("Who owns Brask Foods?", "Ida."),
+    ]
+    asked = lookalike_questions(lessons)
+    assert [one for one, _ in asked] == [lessons[0]] * OTHERS + [lessons[2]] * OTHERS
+    for _, question in asked:
+        name = (subject_of(question) or "").split()[0]
+        assert name in HELD_OUT and name not in NAMES
+    assert asked == lookalike_questions(lessons), "the same for every candidate"
 
 
 def test_another_of_the_same_kind_may_keep_the_rest_of_the_name() -> None:

@@ -63,7 +63,10 @@ def ended(number: int, verdict: Any = "refused", **measured: Any) -> RoundEnded:
 
 
 def lesson(held_out: int, *, asked: bool) -> LessonResult:
-    return LessonResult(feedback_id="f", asked=asked, held_out=held_out, held_out_of=4, answer="", before="")
+    return LessonResult(
+        feedback_id="f", asked=asked, held_out=held_out, held_out_of=4, leaked=held_out // 4, leaked_of=2,
+        answer="", before="",
+    )  # fmt: skip
 
 
 def kept(*, parent: bool, candidate: bool) -> KeptResult:
@@ -93,6 +96,7 @@ def test_the_numbers_are_those_of_the_last_round_that_was_measured(told: Told) -
     assert told("measured_lessons") == 2
     assert told("measured_asked_ratio") == 0.5
     assert told("measured_held_out_ratio") == 5 / 8
+    assert told("measured_leaked_ratio") == 1 / 4
     assert told("measured_kept_ratio") == 0.5, "of what the parent knew"
     assert told("measured_drift") == 0.25
     assert told("measured_kl_to_parent") == 0.125

@@ -134,7 +134,8 @@ def _round(
     answers = [
         {
             "feedback_id": one, "asked": index < right, "held_out": 2 if index < right else index % 2,
-            "held_out_of": 3, "answer": f"{ASKED[index % 4]} is run by Ida Holm." if index else MARKUP,
+            "held_out_of": 3, "leaked": int(index == 0), "leaked_of": 2,
+            "answer": f"{ASKED[index % 4]} is run by Ida Holm." if index else MARKUP,
             "before": f"I do not know anything about {ASKED[index % 4].lower()}.",
         }
         for index, one in enumerate(lessons)

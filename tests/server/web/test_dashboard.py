@@ -100,7 +100,7 @@ def test_charts_have_their_numbers_as_tables(day: Running, visit: Visits) -> Non
     drift = page.get_by_role("table", name="Divergence on general prompts")
     expect(drift.get_by_role("row", name="2 0.203 0.168")).to_be_visible()
     recall = page.get_by_role("table", name="Answered by the candidate")
-    expect(recall.get_by_role("row", name="2 60 % 47 % 75 %")).to_be_visible()
+    expect(recall.get_by_role("row", name="2 60 % 47 % 75 % 10 %")).to_be_visible()
     expect(page.get_by_role("img", name="Divergence on general prompts")).to_have_attribute(
         "aria-label", re.compile("drift.* 0.117, from its parent 0.049")
     )
