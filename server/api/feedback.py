@@ -272,8 +272,9 @@ class Desk:
         if feedback.completion_id is None:
             return conversation_of(principal.name, {"messages": feedback.messages or []})
         conversation = await own_conversation(self._gateway, principal, feedback.completion_id)
-        exchange = await asyncio.to_thread(self._gateway.buffer.view.exchange, feedback.completion_id)
-        lessons.check_choice(feedback, exchange)
+        if feedback.choice > 0:  # every completion has a first one
+            exchange = await asyncio.to_thread(self._gateway.buffer.view.exchange, feedback.completion_id)
+            lessons.check_choice(feedback, exchange)
         return conversation
 
     def _key_of(self, given: FeedbackGiven, principal: str) -> str:

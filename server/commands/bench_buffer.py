@@ -17,7 +17,8 @@ from server.commands.command import OK, CommandError, parser, print_json
 
 SHAPES = ((1, 1), (1, 16), (1, 64), (10, 16), (100, 8))
 """Records in an append, and how many appends are under way."""
-CALLERS = (1, 16, 64)
+FEEDBACK = ((1, 1), (16, 1), (64, 1), (16, 16))
+"""Requests under way, and corrections in each."""
 NO_BROKER = 'set backend = "kafka" in [buffer] and bootstrap_servers in [buffer.kafka] to measure the relay'
 
 
@@ -80,10 +81,11 @@ def measure(directory: Path, config: Any, *, records: int, size: int) -> dict[st
     with gateway(directory) as (url, completions):
         feedback = [
             row(
-                asyncio.run(load(url, completions, requests=max(records // 5, 1), callers=callers)),
+                asyncio.run(load(url, completions, count=max(records // 5, 1), callers=callers, array=array)),
                 callers=callers,
+                array=array,
             )
-            for callers in CALLERS
+            for callers, array in FEEDBACK
         ]
     found: dict[str, Any] = {"size": size, "fsync": row(flush), "journal": journal, "feedback": feedback}
     if config.backend == "kafka":
@@ -122,13 +124,15 @@ def show(found: dict[str, Any]) -> None:
     feedback = table(
         "POST /v1/feedback, to the 202 after the flush",
         "callers",
+        "in a request",
         "accepted/s",
         "p50 ms",
         "p99 ms",
         "p50 / fsync",
     )
     for one in found["feedback"]:
-        feedback.add_row(str(one["callers"]), *_speed(one), f"{one['p50_ms'] / flush['p50_ms']:.1f}")
+        over_flush = f"{one['p50_ms'] / flush['p50_ms']:.1f}"
+        feedback.add_row(str(one["callers"]), str(one["array"]), *_speed(one), over_flush)
     console.print(journal, feedback)
     if "relay" not in found:
         console.print(f"relay: not measured\n  → {NO_BROKER}")

@@ -59,21 +59,26 @@ def gateway(directory: Path) -> Iterator[tuple[str, list[str]]]:
         process.join()
 
 
-async def load(url: str, completions: list[str], *, requests: int, callers: int) -> Timing:
-    """Send that many corrections, `callers` at a time, each with a text of its own. Raises `Refused`."""
-    bodies = iter(range(requests))
+async def load(url: str, completions: list[str], *, count: int, callers: int, array: int) -> Timing:
+    """Send that many corrections, each with a text of its own, `array` of them in a request and `callers`
+    requests at a time. Raises `Refused`."""
+    starts = iter(range(0, count, array))
     calls: list[float] = []
     headers = {"content-type": "application/json"}
     connector = aiohttp.TCPConnector(limit=callers)
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
 
+        def correction(number: int) -> dict[str, str]:
+            return {
+                "kind": "correction",
+                "completion_id": completions[number % len(completions)],
+                "text": f"No, it is called Bramblewick {number}, and has been for a hundred years.",
+            }
+
         async def caller() -> None:
-            for number in bodies:
-                body = {
-                    "kind": "correction",
-                    "completion_id": completions[number % len(completions)],
-                    "text": f"No, it is called Bramblewick {number}, and has been for a hundred years.",
-                }
+            for start in starts:
+                some = [correction(number) for number in range(start, min(start + array, count))]
+                body = some if array > 1 else some[0]
                 at = time.perf_counter()
                 async with session.post(f"{url}/v1/feedback", data=json.dumps(body).encode()) as reply:
                     if reply.status != 202:
@@ -85,7 +90,7 @@ async def load(url: str, completions: list[str], *, requests: int, callers: int)
         async with asyncio.TaskGroup() as tasks:
             for _ in range(callers):
                 tasks.create_task(caller())
-        return Timing.of(requests, time.perf_counter() - began, calls)
+        return Timing.of(count, time.perf_counter() - began, calls)
 
 
 def _run(directory: Path, parent: Connection) -> None:

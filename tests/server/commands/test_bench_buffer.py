@@ -26,7 +26,12 @@ def test_it_measures_disk_journal_and_feedback(tmp_path: Path, capsys: pytest.Ca
     found = measured(tmp_path, capsys)
     shapes = {(one["batch"], one["appenders"], one["durability"]) for one in found["journal"]}
     assert {(1, 1, "FULL"), (1, 64, "FULL"), (100, 8, "NORMAL")} <= shapes
-    assert [one["callers"] for one in found["feedback"]] == [1, 16, 64]
+    assert [(one["callers"], one["array"]) for one in found["feedback"]] == [
+        (1, 1),
+        (16, 1),
+        (64, 1),
+        (16, 16),
+    ]
     for one in (found["fsync"], *found["journal"], *found["feedback"]):
         assert one["count"] > 0 and one["per_second"] > 0
         assert 0 < one["p50_ms"] <= one["p99_ms"]
