@@ -24,11 +24,6 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: two processes run files side by side, and neither should end up waiting."""
-    items.sort(key=lambda item: item.path.name != "test_loop.py")
-
-
 @pytest.fixture(scope="session")
 def model_dir() -> Path:
     """The converted SmolLM2: from APPRENTICE_TEST_MODEL, where `make up` keeps it, or made there now."""

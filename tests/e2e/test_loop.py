@@ -16,7 +16,7 @@ from tests.e2e.system import RESTART_S, System, result, running
 
 __all__ = ["chromium", "visit"]
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 FACTS = load_facts()
 DEMO_S = 1800.0
@@ -159,6 +159,7 @@ def test_what_is_corrected_in_a_browser_becomes_a_policy_and_is_rolled_back(
     assert ask(chat, QUESTION)[1] == before
 
 
+@pytest.mark.long
 def test_shuffled_corrections_do_not_teach_the_facts(system: System) -> None:
     code, moved = result(system.command("policies", "promote", "0", "--json"), 60)
     assert code == 0 and moved["version"] == 0
