@@ -16,7 +16,7 @@ from tests.e2e.system import RESTART_S, System, result, running
 
 __all__ = ["chromium", "visit"]
 
-pytestmark = [pytest.mark.e2e, pytest.mark.alone]
+pytestmark = pytest.mark.e2e
 
 FACTS = load_facts()
 DEMO_S = 1800.0
@@ -137,6 +137,11 @@ def test_what_is_corrected_in_a_browser_becomes_a_policy_and_is_rolled_back(
     assert violations(page) == []
     page.get_by_role("button", name="Send").click()
     fate = page.locator("#items a .pill").first
+    expect(fate).to_have_text("Waits for training")
+
+    board = visit(f"{system.url}/dashboard", None)
+    board.get_by_role("button", name="Start a round …").click()
+    board.get_by_role("dialog").get_by_role("button", name="Start a round").click()
     expect(fate).to_have_text(re.compile("Learned|Not learned|Left out|Set aside"), timeout=DEMO_S * 1000)
     expect(fate).to_have_text("Learned")
     page.get_by_role("button", name="Ask again").click()
@@ -144,18 +149,17 @@ def test_what_is_corrected_in_a_browser_becomes_a_policy_and_is_rolled_back(
     assert violations(page) == []
     assert ask(chat, QUESTION)[1] != before
 
-    page = visit(f"{system.url}/dashboard", None)
     learned = max(one["version"] for one in listed(system, "/v1/policies"))
-    expect(page.locator("#says")).to_contain_text(f"Serving apprentice@{learned:06d}")
+    expect(board.locator("#says")).to_contain_text(f"Serving apprentice@{learned:06d}")
     for title in PANELS:
-        expect(page.get_by_role("region", name=title, exact=False).first).to_be_visible()
-    page.get_by_role("button", name="Details of round").first.click()
-    lessons = page.get_by_role("table", name="Lessons of round").first
+        expect(board.get_by_role("region", name=title, exact=False).first).to_be_visible()
+    board.get_by_role("button", name="Details of round").first.click()
+    lessons = board.get_by_role("table", name="Lessons of round").first
     expect(lessons.get_by_role("row")).to_have_count(1 + len(BESIDE) + 1)
-    assert violations(page) == []
-    page.get_by_role("button", name="Roll back …").click()
-    page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
-    expect(page.locator("#says")).to_contain_text(f"Serving apprentice@{learned - 1:06d}")
+    assert violations(board) == []
+    board.get_by_role("button", name="Roll back …").click()
+    board.get_by_role("dialog").get_by_role("button", name="Roll back").click()
+    expect(board.locator("#says")).to_contain_text(f"Serving apprentice@{learned - 1:06d}")
     assert ask(chat, QUESTION)[1] == before
 
 

@@ -97,6 +97,10 @@ def test_charts_have_their_numbers_as_tables(day: Running, visit: Visits) -> Non
     for name in ["Traffic", "Feedback", "Learned, kept, drifted"]:
         for summary in panel(page, name).first.locator("summary").all():
             summary.click()
+    swatches = "legend => getComputedStyle(legend, '::before').backgroundColor"
+    for chart in page.locator("[id^=chart-]").all():
+        colors = [one.evaluate(swatches) for one in chart.locator(".legend").all()]
+        assert len(set(colors)) == len(colors), "each series has a colour of its own"
     drift = page.get_by_role("table", name="Divergence on general prompts")
     expect(drift.get_by_role("row", name="2 0.203 0.168")).to_be_visible()
     recall = page.get_by_role("table", name="Answered by the candidate")
