@@ -68,17 +68,19 @@ def kill_everything(
 
 def take_the_broker_away(directory: Path, cluster: Cluster, *, seconds: float, rate: float) -> Figures:
     """Clients at a steady rate of requests while there is no broker for so long; then it comes back."""
-    buffer, victims = cluster
+    buffer, brokers = cluster
     with Replica(directory / "replica", buffer) as replica:
         ledger = Ledger()
-        for victim in victims:
-            victim.kill()
+        for broker in brokers:
+            broker.kill()
         began = time.monotonic()
         # each exchange is two requests: the chat and its feedback
         asyncio.run(_calls(replica.url, ledger, lambda clients: clients.run_at(rate / 2, seconds)))
         took = time.monotonic() - began
-        for victim in victims:
-            victim.start()
+        for broker in brokers:
+            broker.launch()
+        for broker in brokers:
+            broker.wait()  # none of several takes connections before most are there
         drain_s = _drain(replica)
         return Figures(ledger, audit(replica.state, buffer, ledger, directory), {}, took, drain_s)
 
