@@ -129,7 +129,8 @@ class BufferConfig(Table):
     max_bytes: int = Field(default=0, ge=0)
     """The journal's quota; beyond it appending fails with `log_full`. 0 leaves that to the disk."""
     keep_relayed_days: float = Field(default=7.0, ge=0)
-    """How long a record stays in the journal once the broker has it. The embedded log keeps everything."""
+    """How long a record stays in the journal once the broker has it. Where two replicas have it, a journal
+    that is nearly full forgets it earlier. The embedded log keeps everything."""
     kafka: KafkaConfig = KafkaConfig()
     adapters: AdaptersConfig = AdaptersConfig()
 

@@ -1,7 +1,7 @@
 """The journal as an outbox: what the broker has not got yet, what it refused, what may be forgotten."""
 
 import sqlite3
-from datetime import datetime
+from datetime import UTC, datetime
 
 from buffer.journal import COLUMNS, Journal
 from buffer.log import Backlog
@@ -9,6 +9,10 @@ from buffer.records import Record, timestamp
 
 PRUNE_ROWS = 5_000
 """How many records one transaction forgets, so that nobody waits long behind it."""
+TIGHT = 0.8
+"""Share of the journal's quota above which what is with the broker is forgotten before its time."""
+
+_EVER = timestamp(datetime.max.replace(tzinfo=UTC))
 
 
 class Outbox:
@@ -59,16 +63,31 @@ class Outbox:
 
     def prune(self, before: datetime) -> int:
         """Forget records that this target has and that are older than `before`; how many went."""
+        forgotten = 0
+        while gone := self._forget_some(timestamp(before)):
+            forgotten += gone
+        return forgotten
+
+    def make_room(self) -> int:
+        """Forget records that this target has, oldest first, while the journal's quota is nearly used; how
+        many went. For a target that keeps each of them on two machines."""
+        forgotten = 0
+        while self._tight() and (gone := self._forget_some(_EVER)):
+            forgotten += gone
+        return forgotten
+
+    def _tight(self) -> bool:
+        space = self._journal.space()
+        return space.limit > 0 and space.used > TIGHT * space.limit
+
+    def _forget_some(self, before: str) -> int:
         sql = """DELETE FROM records WHERE seq IN (SELECT seq FROM records WHERE seq <= ? AND time < ?
                  AND seq NOT IN (SELECT seq FROM poison) ORDER BY seq LIMIT ?)"""
 
         def job(db: sqlite3.Connection) -> int:
-            return db.execute(sql, (self.relayed(), timestamp(before), PRUNE_ROWS)).rowcount
+            return db.execute(sql, (self.relayed(), before, PRUNE_ROWS)).rowcount
 
-        forgotten = 0
-        while gone := self._journal.commit(job).result():
-            forgotten += gone
-        return forgotten
+        return int(self._journal.commit(job).result())
 
     def _advance(self, db: sqlite3.Connection, seq: int) -> None:
         db.execute(

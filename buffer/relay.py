@@ -225,7 +225,10 @@ class Relay:
     def _prune(self, outbox: Outbox) -> None:
         if time.monotonic() >= self._prune_at:
             self._prune_at = time.monotonic() + PRUNE_EVERY_S
-            if gone := outbox.prune(datetime.now(UTC) - timedelta(days=self._config.keep_relayed_days)):
+            gone = outbox.prune(datetime.now(UTC) - timedelta(days=self._config.keep_relayed_days))
+            if self._config.kafka.min_insync_replicas >= 2:
+                gone += outbox.make_room()
+            if gone:
                 logger.info("forgot %d records that the broker has", gone)
 
 

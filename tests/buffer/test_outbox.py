@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from buffer.journal import Journal
-from buffer.log import Backlog
+from buffer.log import Backlog, LogFull
 from buffer.outbox import Outbox, backlog
 from tests.buffer.conftest import START, ids, make
 
@@ -49,6 +49,24 @@ def test_only_what_was_relayed_and_is_old_is_forgotten(journal: Journal) -> None
     assert outbox.prune(START) == 0
     assert outbox.prune(LATER) == 6
     assert ids(journal.read({})[0]) == ids([make(number) for number in range(6, 10)])
+
+
+def test_a_journal_that_is_nearly_full_forgets_the_oldest_of_what_was_relayed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "tight.db", max_bytes=1_000_000)
+    outbox = Outbox(journal, "here")
+    written = 0
+    with pytest.raises(LogFull):
+        while True:
+            journal.append([make(written, data=bytes(10_000))]).result()
+            written += 1
+    assert outbox.make_room() == 0, "what the broker has not got is never forgotten"
+    outbox.advance(written - 3)
+    assert outbox.make_room() > 0
+    kept = ids(journal.read({})[0])
+    assert kept[-3:] == ids([make(number) for number in range(written - 3, written)])
+    journal.append([make(written, data=bytes(10_000))]).result()
+    assert outbox.make_room() == 0, "there is room again"
+    journal.close()
 
 
 def test_sequences_go_on_after_everything_was_forgotten(journal: Journal) -> None:

@@ -22,10 +22,10 @@ from buffer.binding import partition_of
 from buffer.config import BufferConfig, KafkaConfig
 from buffer.journal import Journal
 from buffer.kafka import KafkaLog
-from buffer.log import Backlog, LogMisconfigured, LogUnavailable
+from buffer.log import Backlog, LogFull, LogMisconfigured, LogUnavailable
 from buffer.outbox import Outbox
 from buffer.records import STREAMS, Positions, Record, Stream
-from buffer.relay import plan_flight
+from buffer.relay import Relay, plan_flight
 from buffer.topics import FLIGHT_BYTES, ensure_topics, settings_of, topic_of
 from tests.buffer.conftest import START, ids, kafka_settings, make, read_until
 from tests.kafka_broker import HOW_TO_GET_ONE, Broker, Cluster, admin, kafka_home, leaders
@@ -250,6 +250,22 @@ def test_a_wrong_configuration_is_said_at_once(tmp_path: Path) -> None:
         assert process.wait() == 2
         assert process.stderr is not None
         assert "did you mean backend?" in process.stderr.read()
+
+
+@pytest.mark.parametrize(("replicas", "forgets"), [(1, False), (2, True)])
+def test_a_full_journal_forgets_early_what_two_brokers_have(
+    tmp_path: Path, replicas: int, *, forgets: bool
+) -> None:
+    kafka = KafkaConfig(replication_factor=replicas, min_insync_replicas=replicas)
+    journal = Journal(tmp_path / "journal.db", max_bytes=400_000)
+    with pytest.raises(LogFull):
+        for number in range(100):
+            journal.append([replace(make(number, data=bytes(10_000)), time=datetime.now(UTC))]).result()
+    outbox = Outbox(journal, "here")
+    outbox.advance(100)
+    Relay(journal, BufferConfig(backend="kafka", kafka=kafka))._prune(outbox)
+    assert (journal.read({})[0] == []) == forgets
+    journal.close()
 
 
 # --- the broker ----------------------------------------------------------------------------------------
