@@ -27,6 +27,8 @@ class Callers:
         self._gateway = gateway
         self._limits = Limits(gateway.config.requests_per_minute)
         self._keys: tuple[Logged, Keys] | None = None
+        self._read_before = "control" in gateway.buffer.view.positions()
+        """An earlier server knew all keys that there were: so far this one can go by them."""
 
     @property
     def keys(self) -> Keys:
@@ -64,7 +66,7 @@ class Callers:
         if sent is not None and (found := keys.principal(sent)) is not None:
             return found
         behind = self._gateway.behind
-        if not len(keys) and behind is not None:  # what has not been read may name keys
+        if not len(keys) and behind is not None and not self._read_before:  # there may be keys to be read
             raise RequestRefused(
                 f"who may call is not known yet: {behind}", "try again in a few seconds",
                 code="keys_unknown", status=503, retry_after_s=RETRY_LATER_S,

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from buffer.records import KeyAdded, KeyRevoked, Payload
+from server.callers import Callers
 from server.identity import digest_of
 from server.limits import WRONG_KEYS
 from tests.server.running import KEYS, Running, hashed
@@ -120,6 +121,17 @@ def test_before_the_log_is_read_nobody_is_trusted_without_a_known_key(open_to_th
         assert (reply.status_code, code(reply)) == (503, "keys_unknown")
         assert reply.headers["retry-after"]
     assert running.client().get("/healthz").status_code == 200
+
+
+def test_where_the_log_is_away_what_an_earlier_server_read_of_it_counts(
+    open_to_this_machine: Running,
+) -> None:
+    running = open_to_this_machine
+    running.gateway.behind = "the log cannot be read"
+    running.gateway.callers = Callers(running.gateway)  # as of a server that starts on this view
+    assert running.client().get("/v1/models").status_code == 200
+    decide(running, key_added("cay", "infer"))
+    assert running.client().get("/v1/models").status_code == 401
 
 
 def test_before_the_log_is_read_the_keys_that_are_known_count(running: Running) -> None:
