@@ -72,7 +72,7 @@ POINTS = {
     "plan written": Point("Service._write_plan", "return"),
     "before the first step": Point("take_step"),
     "before a checkpoint": Point("CheckpointFile.save"),
-    "checkpoint not in its place yet": Point("replace", "c_call", within="write_durably"),
+    "checkpoint not in its place yet": Point("replace", "c_call", within="writing"),
     "after a checkpoint": Point("CheckpointFile.save", "return"),
     "after the last checkpoint": Point("CheckpointFile.save", "return", nth=2),
     "before publishing": Point("publish"),
