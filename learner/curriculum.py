@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from buffer.teacher import TEACHER_ANSWERS, told, with_last_turn
 from learner.config import LearnerConfig
 from learner.lessons import Lesson, Limits, answered
-from learner.lookalike import lookalikes, subject_of
+from learner.lookalike import lookalikes, subjects_of
 from learner.model import Model
 from learner.publish import probe_logprobs
 from learner.rephrase import HELD_OUT, TRAINED, asked_for, readable, rephrased, scrambled
@@ -174,7 +174,7 @@ class Curriculum:
         """The lessons' questions about others, in any of their wordings, answered as the lesson would be."""
         count = self.config.lookalikes_per_lesson if self.config.lookalikes_per_step else 0
         rng = random.Random(f"lookalikes {self.seed}")  # noqa: S311 - reproducible, not secret
-        subjects = frozenset((subject_of(le.question) or "").casefold() for le in lessons)
+        subjects = subjects_of(le.question for le in lessons)
         frames = TRAINED if self.config.framed_questions else ()
         rows: list[Row] = []
         for lesson, target in zip(lessons, targets, strict=True):

@@ -7,7 +7,7 @@ holds the model to base wherever base would hardly say that (`learner.sdft`). Pu
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _HEADS = """Al Ar Bel Bor Bran Cal Car Dal Del Dor Ed El Fal Fen Gar Gil Hal Har Ing Jor Kel Kor Lan
     Lor Mal Mer Mor Nor Or Pel Per Ral Ros Sal Sel Tal Tor Ul Val Vor Wal Wes Yar Zan""".split()
@@ -47,6 +47,11 @@ def subject_of(question: str) -> str | None:
         if words:
             found.append(" ".join(words))
     return max(found, key=len, default=None)
+
+
+def subjects_of(questions: Iterable[str]) -> frozenset[str]:
+    """Whom questions are about, casefolded: nobody may be swapped for them."""
+    return frozenset((subject_of(question) or "").casefold() for question in questions)
 
 
 def lookalikes(

@@ -19,7 +19,7 @@ from buffer.teacher import TEACHER_ANSWERS, with_last_turn
 from learner.config import LearnerConfig
 from learner.gate import Evaluation, KeptResult, LessonResult, degenerate
 from learner.lessons import Lesson, answered
-from learner.lookalike import HELD_OUT, lookalikes, subject_of
+from learner.lookalike import HELD_OUT, lookalikes, subjects_of
 from learner.loss import divergence
 from learner.model import Model
 from learner.publish import probe_logprobs
@@ -192,7 +192,10 @@ def _lesson_results(
     put = [(le.question, *others) for le, others in zip(lessons, held_out, strict=True)]
     answers = iter(ask(model, [(le, q) for le, qs in zip(lessons, put, strict=True) for q in qs], max_tokens))
     about_others = lookalike_questions(lessons)
-    elsewhere = iter(ask(model, about_others, max_tokens))
+    said_of_others = ask(model, about_others, max_tokens)
+    leaks = [
+        (le.feedback_id, answered(a, le)) for (le, _), a in zip(about_others, said_of_others, strict=True)
+    ]
     distances = iter(_distances(model, lessons, held_out))
     earlier = iter(before.distances)
     results = []
@@ -207,8 +210,8 @@ def _lesson_results(
                 asked=right[0],
                 held_out=sum(right[1:]),
                 held_out_of=len(right) - 1,
-                leaked=sum(answered(next(elsewhere), le) for le, _ in about_others if le is lesson),
-                leaked_of=sum(le is lesson for le, _ in about_others),
+                leaked=sum(leaked for one, leaked in leaks if one == lesson.feedback_id),
+                leaked_of=sum(one == lesson.feedback_id for one, _ in leaks),
                 answer=said[0],
                 before=previous,
             )
@@ -219,7 +222,7 @@ def _lesson_results(
 def lookalike_questions(lessons: Sequence[Lesson]) -> list[tuple[Lesson, str]]:
     """The lessons' questions about others, in the lessons' order. None where no words tell a leak, or where
     the question is about nobody."""
-    taken = frozenset((subject_of(le.question) or "").casefold() for le in lessons)
+    taken = subjects_of(le.question for le in lessons)
     found = []
     for lesson in lessons:
         if not _judged_by_distance(lesson):
