@@ -19,6 +19,6 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def cluster(started: Cluster) -> Iterator[Cluster]:
     """Brokers that may be killed, with topics of one's own."""
     yield own_topics(started)
-    for victim in started[1]:
-        if not victim.alive:
-            victim.start()
+    for broker in started[1]:
+        if not broker.alive:
+            broker.start()

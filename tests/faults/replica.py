@@ -32,9 +32,6 @@ PATIENCE_S = 120.0
 class Victim(Protocol):
     """What can be killed without a word, and started again."""
 
-    @property
-    def alive(self) -> bool: ...
-
     def kill(self) -> None: ...
 
     def start(self) -> None: ...
@@ -65,11 +62,6 @@ class Child:
             self._process.kill()
             self._process.wait()
             self._process = None
-
-    @property
-    def alive(self) -> bool:
-        """Whether it was started and not killed since."""
-        return self._process is not None
 
     @property
     def pid(self) -> int:
@@ -162,11 +154,6 @@ class Leader:
         if self._killed is not None:
             self._killed.start()
             self._killed = None
-
-    @property
-    def alive(self) -> bool:
-        """Whether none of them is away."""
-        return self._killed is None
 
 
 @contextlib.contextmanager
