@@ -31,7 +31,7 @@ class LearnerConfig(Table):
     """Seconds after the last piece of feedback until a round starts with fewer."""
     max_lessons: int = Field(16, ge=1)
     """Lessons in one round; the others wait for the next."""
-    max_replay: int = Field(16, ge=0)
+    max_replay: int = Field(32, ge=0)
     """Earlier lessons rehearsed in a round."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -40,22 +40,25 @@ class LearnerConfig(Table):
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
 
-    min_steps: int = Field(24, ge=1)
-    steps_per_lesson: int = Field(6, ge=0)
-    max_steps: int = Field(120, ge=1)
-    lessons_per_step: int = Field(7, ge=1)
-    """Rows of a step about the round's lessons, three at most about each; earlier ones get what is left."""
-    replay_per_step: int = Field(2, ge=0)
+    min_steps: int = Field(48, ge=1)
+    steps_per_lesson: int = Field(12, ge=0)
+    max_steps: int = Field(240, ge=1)
+    lessons_per_step: int = Field(4, ge=1)
+    """Rows of a step about the round's lessons, two at most about each; earlier ones get what is left. Many
+    small steps at a low rate drift less than few large ones that learn as much."""
+    replay_per_step: int = Field(3, ge=0)
     """Rows of a step about earlier lessons and answers that were rated good."""
-    lookalikes_per_step: int = Field(2, ge=0)
+    lookalikes_per_step: int = Field(1, ge=0)
     """Rows of a step that hold the model to base on a lesson's question about somebody else."""
-    anchors_per_step: int = Field(3, ge=0)
+    anchors_per_step: int = Field(2, ge=0)
     """Rows of a step that hold the model to base on general prompts."""
-    anchor_weight: float = Field(2.0, gt=0)
+    anchor_weight: float = Field(3.0, gt=0)
     """How much such a row counts, where any other counts 1."""
     tokens_per_pass: int = Field(4096, ge=64)
     """Padded tokens in one forward and backward pass: a step takes as many passes as it needs (memory)."""
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(1.5e-3, gt=0)
+    whitened: bool = True
+    """Whether steps are taken in coordinates in which layers' inputs are white (`learner.whitening`)."""
     warmup_steps: int = Field(4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     checkpoint_steps: int = Field(10, ge=1)

@@ -24,8 +24,11 @@ from learner.loss import divergence
 from learner.model import Model
 from learner.publish import probe_logprobs
 from learner.rows import Row, prompts_of
+from learner.whitening import Whitening, load_whitenings, save_whitenings, whitenings_of
 
 _DATA = Path(__file__).parent / "data"
+_FORMAT = 2
+"""Of what is kept of base: other files than this version's are not read."""
 ANSWER_TOKENS = 40
 """Length of base's answers, for anchors and for drift."""
 LOOPS_ASKED = 12
@@ -48,6 +51,12 @@ class Reference:
     general: tuple[Row, ...]
     states: Mapping[Row, Tensor]
     """Base's hidden states, `[tokens, D]`, on every row of both."""
+    whitenings: Mapping[str, Whitening]
+    """By layer, from what it reads on the anchors."""
+
+    def coordinates(self, config: LearnerConfig) -> Mapping[str, Whitening]:
+        """In which the adapter is drawn and moved, by layer."""
+        return self.whitenings if config.whitened else {}
 
     @property
     def anchor_states(self) -> dict[Row, Tensor]:
@@ -57,31 +66,37 @@ class Reference:
 
 def load_reference(model: Model, cache: Path) -> Reference:
     """Read base's answers from `cache/<digest>`, or generate and keep them (half a minute on two cores)."""
-    directory = cache / f"reference-{model.digest[:12]}"
+    directory = cache / f"reference-{_FORMAT}-{model.digest[:12]}"
     if not directory.exists():
         _generate_reference(model, directory)
     answers = json.loads((directory / "answers.json").read_text())
     states = load_file(directory / "states.safetensors")
     rows = {name: tuple(_anchor(p, c) for p, c in answers[name]) for name in ("anchors", "general")}
     return Reference(
-        **rows, states={row: states[f"{name}.{i}"] for name in rows for i, row in enumerate(rows[name])}
+        **rows,
+        states={row: states[f"{name}.{i}"] for name in rows for i, row in enumerate(rows[name])},
+        whitenings=load_whitenings(directory / "whitening.safetensors", model.device),
     )
 
 
 def _generate_reference(model: Model, directory: Path) -> None:
     answers: dict[str, Any] = {}
     states: dict[str, Tensor] = {}
+    rows: dict[str, list[Row]] = {}
     with model.base():
         for name in ("anchors", "general"):
             prompts = [model.render(json.loads(line)) for line in _lines(name)]
             completions = model.generate(prompts, max_tokens=ANSWER_TOKENS)
             answers[name] = list(zip(prompts, completions, strict=True))
-            found = states_of(model, [_anchor(p, c) for p, c in answers[name]])
+            rows[name] = [_anchor(p, c) for p, c in answers[name]]
+            found = states_of(model, rows[name])
             states |= {f"{name}.{i}": state.contiguous() for i, state in enumerate(found)}
+        whitenings = whitenings_of(model, rows["anchors"])
     temporary = directory.with_suffix(".new")
     make_directory(temporary)
     (temporary / "answers.json").write_text(json.dumps(answers))
     save_file(states, temporary / "states.safetensors")
+    save_whitenings(whitenings, temporary / "whitening.safetensors")
     publish_directory(temporary, directory)
 
 

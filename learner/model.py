@@ -6,7 +6,7 @@ no code of the model's is run.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -86,9 +86,9 @@ class Model:
         head = self.peft.get_base_model().lm_head.weight
         return head.detach()  # type: ignore[no-any-return]
 
-    def parameters(self) -> list[nn.Parameter]:
-        """The adapter's weights (fp32), in a fixed order."""
-        return [p for _, p in sorted(self.peft.named_parameters()) if p.requires_grad]
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The adapter's weights (fp32) by name, in a fixed order."""
+        return {name: p for name, p in sorted(self.peft.named_parameters()) if p.requires_grad}
 
     def adapter_state(self) -> dict[str, Tensor]:
         """A copy of the adapter's tensors under PEFT's names."""
@@ -101,14 +101,17 @@ class Model:
             raise ValueError("the adapter's tensors are not those of this model and rank")
         set_peft_model_state_dict(self.peft, dict(state))
 
-    def reset_adapter(self, seed: int) -> None:
-        """A new adapter that changes nothing yet: A is drawn from `seed` (Kaiming uniform), B is zero."""
+    def reset_adapter(self, seed: int, coordinates: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
+        """A new adapter that changes nothing yet: A is drawn from `seed` (Kaiming uniform), in `coordinates`
+        by layer where there are such, and B is zero."""
         generator = torch.Generator().manual_seed(seed)
         state = {}
         for name, tensor in sorted(self._fresh.items()):
             if ".lora_A." in name:
                 bound = tensor.shape[1] ** -0.5
-                state[name] = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
+                drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
+                layer = name.partition(".lora_A.")[0]
+                state[name] = coordinates[layer](drawn) if layer in coordinates else drawn
             else:
                 state[name] = torch.zeros(tensor.shape)
         self.load_adapter(state)
@@ -189,6 +192,31 @@ class Model:
         if base.config._attn_implementation != (wanted := "eager" if plain else "sdpa"):
             base.set_attn_implementation(wanted)
         return base.model  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def layer_inputs(self, rows: Sequence[Sequence[int]], most: int) -> dict[tuple[str, ...], Tensor]:
+        """What each adapted layer reads at some `most` tokens, evenly spread over all rows: `[tokens, D]`, by
+        the names of the layers that read the same."""
+        every = max(1, sum(map(len, rows)) // most)
+        read: dict[str, Tensor] = {}
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, args, name=name: read.update({name: args[0]}))
+            for name, layer in self.peft.named_modules()
+            if isinstance(layer, _Linear)
+        ]
+        inputs: dict[tuple[str, ...], list[Tensor]] = {}
+        first = 0  # of a row's tokens, the next that counts
+        for row in rows:
+            self.hidden([row], [()])
+            readers: dict[int, list[str]] = {}
+            for name, x in read.items():
+                readers.setdefault(id(x), []).append(name)
+            for names in readers.values():
+                inputs.setdefault(tuple(names), []).append(read[names[0]][0, first::every].clone())
+            first = (first - len(row)) % every
+        for hook in hooks:
+            hook.remove()
+        return {names: torch.cat(parts) for names, parts in inputs.items()}
 
     # --- generation ----------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from learner.config import LearnerConfig
 
 T = TypeVar("T")
 
-MOST_ROWS = 3
+MOST_ROWS = 2
 """Of a step, about one lesson."""
 
 MAX_FAILURES = 3

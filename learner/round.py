@@ -10,7 +10,7 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from learner.model import Model
 from learner.plan import Step, shared_out, steps_for
 from learner.publish import probe_logprobs, probes, publish
 from learner.sdft import train
+from learner.whitening import Whitening
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class Round:
             return RoundEnded(round=number, verdict="refused", reasons=["there was nothing to learn"])
         self.report("planning", f"round {number} prepares its rows", None)
         with self._timed("prepare"):
-            self._load_parent()
+            coordinates = self.reference.coordinates(config)
+            self._load_parent(coordinates)
             curriculum = Curriculum(self.model, config, self.planned.parent, self.planned.seed)
             wordings = curriculum.wordings(lessons)
             held_out = [w.held_out for w in wordings]
@@ -80,6 +82,7 @@ class Round:
                 pools,
                 self.reference.anchor_states,
                 lambda step: curriculum.fresh(lessons, step),
+                whitenings=coordinates,
                 config=shared_out(len(lessons), config),
                 steps=steps_for(len(lessons), config),
                 seed=self.planned.seed,
@@ -137,9 +140,9 @@ class Round:
             lessons.append(lesson)
         return lessons
 
-    def _load_parent(self) -> None:
+    def _load_parent(self, coordinates: Mapping[str, Whitening]) -> None:
         if self.planned.parent == 0:
-            self.model.reset_adapter(self.planned.seed)
+            self.model.reset_adapter(self.planned.seed, coordinates)
             return
         parent = self.view.release(self.planned.parent)
         if parent is None or parent.release is None:

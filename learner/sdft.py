@@ -2,7 +2,7 @@
 
     for each step:  rows  = lessons' rows + replay + look-alikes + anchors
                     loss  = weighted mean over rows of the mean over tokens of KL(teacher || student)
-                    AdamW on the adapter alone
+                    AdamW on the adapter alone (learner.optimiser)
 
 The teacher is frozen within a round: base, or the policy that the round starts from, with the correction in
 its context, sharpened; for look-alikes and anchors it is base as it is. Its hidden states are kept per row,
@@ -21,8 +21,10 @@ from learner.checkpoint import Checkpoint, CheckpointFile
 from learner.config import LearnerConfig
 from learner.loss import cross_entropy, distil, forward_kl, loss_mask, reverse_kl, token_logprobs
 from learner.model import Model
+from learner.optimiser import Optimiser
 from learner.plan import Step
 from learner.rows import TAUGHT, Pools, Row, passes
+from learner.whitening import Whitening
 
 SURPRISING = 3.0
 """Nats of surprise at which base would hardly say a token."""
@@ -73,6 +75,7 @@ def train(
     anchor_states: Mapping[Row, Tensor],
     rollout: Callable[[int], list[Row]],
     *,
+    whitenings: Mapping[str, Whitening],
     config: LearnerConfig,
     steps: int,
     seed: int,
@@ -80,17 +83,18 @@ def train(
 ) -> Iterator[Step]:
     """Train the model's adapter in place, yielding after every step.
 
-    The model holds the parent's adapter. `anchor_states` are base's hidden states on the anchors.
+    The model holds the parent's adapter. `anchor_states` are base's hidden states on the anchors,
+    `whitenings` the coordinates that its layers' adapters move in.
     `rollout(step)` returns fresh rows from the student as it is now; it is called `config.fresh_rollouts`
     times, spread evenly, and its rows join the lessons'. With `checkpoints`, steps that an earlier call
     had done are not done again.
     """
     torch.manual_seed(seed)
     teacher = Teacher(model, dict(anchor_states), model.adapter_state(), config)
-    parameters = model.parameters()
-    optimiser = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.0)
+    optimiser = Optimiser(model.parameters(), whitenings, config)
     done = checkpoints.load() if checkpoints is not None else Checkpoint()
-    _restore(done, parameters, optimiser)
+    if done.losses:
+        optimiser.restore(done.tensors)
     refresh = {steps * (k + 1) // (config.fresh_rollouts + 1) for k in range(config.fresh_rollouts)}
     batches = pools.batches(config, seed)
     for step in range(steps):
@@ -103,33 +107,23 @@ def train(
         if step < len(done.losses):
             yield Step(step + 1, steps, done.losses[step], tokens)
             continue
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, config)
-        loss = take_step(model, optimiser, batch, teacher, config)
+        loss = batch_gradient(model, batch, teacher, config)
+        optimiser.step(learning_rate(step, steps, config))
         done.losses.append(loss)
         if checkpoints is not None and (step + 1) % config.checkpoint_steps == 0:
-            done.tensors = _tensors(parameters, optimiser)
+            done.tensors = optimiser.state()
             checkpoints.save(done)
         yield Step(step + 1, steps, loss, tokens)
 
 
-def take_step(
-    model: Model,
-    optimiser: torch.optim.Optimizer,
-    batch: Sequence[Row],
-    teacher: Teacher,
-    config: LearnerConfig,
-) -> float:
-    """One step of the optimiser on a batch, in as many passes as its tokens need; the loss before it."""
-    optimiser.zero_grad()
+def batch_gradient(model: Model, batch: Sequence[Row], teacher: Teacher, config: LearnerConfig) -> float:
+    """A batch's loss, whose gradient is added up in as many passes as its tokens need."""
     loss = 0.0
     teacher(batch)
     for part in passes(batch, config.tokens_per_pass):
         part_loss = batch_loss(model, part, teacher(part), config) * (len(part) / len(batch))
         part_loss.backward()  # type: ignore[no-untyped-call]
         loss += part_loss.item()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-    optimiser.step()
     return loss
 
 
@@ -174,27 +168,3 @@ def _mask(model: Model, row: Row, teacher: Tensor, config: LearnerConfig) -> Ten
         ids = torch.tensor(row.completion, device=teacher.device)
         return (token_logprobs(teacher, model.head_VD, ids) < -SURPRISING).cpu()
     return torch.tensor(loss_mask(len(row.completion), skip=config.skip_tokens))
-
-
-def _tensors(parameters: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What a step changes: the adapter and its moments, by the parameters' order."""
-    tensors = {}
-    for index, parameter in enumerate(parameters):
-        state = optimiser.state[parameter]
-        moments = {name: state[name] for name in ("exp_avg", "exp_avg_sq", "step")}
-        for name, tensor in {"weight": parameter, **moments}.items():
-            tensors[f"{index}.{name}"] = tensor.detach().cpu().clone()
-    return tensors
-
-
-@torch.no_grad()
-def _restore(done: Checkpoint, parameters: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> None:
-    if not done.losses:
-        return
-    for index, parameter in enumerate(parameters):
-        parameter.copy_(done.tensors[f"{index}.weight"])
-        optimiser.state[parameter] = {
-            "step": done.tensors[f"{index}.step"].clone(),
-            "exp_avg": done.tensors[f"{index}.exp_avg"].to(parameter.device, copy=True),
-            "exp_avg_sq": done.tensors[f"{index}.exp_avg_sq"].to(parameter.device, copy=True),
-        }

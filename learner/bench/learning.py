@@ -34,12 +34,14 @@ SAME: Mapping[str, Any] = {"objective": "cross_entropy", "reuse": False}
 PLAIN: Mapping[str, Any] = {
     **SAME,
     "framed_questions": False,
+    "whitened": False,
     "fresh_rollouts": 0,
     "lookalikes_per_step": 0,
     "anchors_per_step": 0,
     "replay_per_step": 0,
 }
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "not whitened": {"whitened": False},
     "no anchors": {"anchors_per_step": 0},
     "no look-alikes": {"lookalikes_per_step": 0},
     "no other wordings": {"framed_questions": False},

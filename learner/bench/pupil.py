@@ -40,7 +40,7 @@ class Pupil:
     _rounds: int = 0
 
     def __post_init__(self) -> None:
-        self.model.reset_adapter(self.seed)
+        self.model.reset_adapter(self.seed, self.reference.coordinates(self.config))
 
     def study(self, task: Task) -> Iterator[Step]:
         """Learn a task's lessons in rounds of `config.max_lessons`, rehearsing what came before."""
@@ -65,6 +65,7 @@ class Pupil:
             pools,
             self.reference.anchor_states,
             lambda step: curriculum.fresh(lessons, step),
+            whitenings=self.reference.coordinates(self.config),
             config=shared_out(len(lessons), self.config),
             steps=steps_for(len(lessons), self.config),
             seed=seed,

@@ -23,8 +23,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from learner.config import LearnerConfig
 from learner.model import Model
+from learner.optimiser import Optimiser
 from learner.rows import Row
-from learner.sdft import Teacher, take_step
+from learner.sdft import Teacher, batch_gradient
 
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
@@ -122,10 +123,11 @@ def _arms(
     plain = config.model_copy(update={"objective": "cross_entropy"})
     kept = Teacher(model, {}, {}, config)
     kept([*lessons, *anchors])
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimiser = Optimiser(model.parameters(), {}, config)
 
     def take(batch: Sequence[Row], settings: LearnerConfig, teacher: Teacher) -> None:
-        take_step(model, optimiser, batch, teacher, settings)
+        batch_gradient(model, batch, teacher, settings)
+        optimiser.step(1e-5)
 
     def fresh(number: int) -> None:
         written = model.generate(

@@ -70,7 +70,7 @@ class Point:
 POINTS = {
     "before the plan": Point("Service._write_plan"),
     "plan written": Point("Service._write_plan", "return"),
-    "before the first step": Point("take_step"),
+    "before the first step": Point("batch_gradient"),
     "before a checkpoint": Point("CheckpointFile.save"),
     "checkpoint not in its place yet": Point("replace", "c_call", within="writing"),
     "after a checkpoint": Point("CheckpointFile.save", "return"),
@@ -80,7 +80,7 @@ POINTS = {
     "published, the round is open": Point("publish", "return"),
     "the round's end written": Point("CheckpointFile.delete"),
     "after the round": Point("Service._run_round", "return"),
-    "in the second round": Point("take_step", nth=7),
+    "in the second round": Point("batch_gradient", nth=7),
 }
 
 

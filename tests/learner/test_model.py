@@ -66,7 +66,7 @@ def test_a_new_adapter_and_a_switched_off_one_are_the_base(tiny: Model, tiny_dir
     base = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.bfloat16)
     with torch.no_grad():
         logits = base(input_ids=torch.tensor([PROMPTS[0]])).logits
-        tiny.reset_adapter(1)
+        tiny.reset_adapter(1, {})
         assert torch.equal(tiny.peft(input_ids=torch.tensor([PROMPTS[0]])).logits, logits)
         randomise(tiny)
         assert not torch.equal(tiny.peft(input_ids=torch.tensor([PROMPTS[0]])).logits, logits)
@@ -78,7 +78,7 @@ def test_only_the_adapter_learns(tiny: Model) -> None:
     trainable = {n for n, p in tiny.peft.named_parameters() if p.requires_grad}
     assert trainable
     assert all(".lora_" in n for n in trainable)
-    assert all(p.dtype == torch.float32 for p in tiny.parameters())
+    assert all(p.dtype == torch.float32 for p in tiny.parameters().values())
     assert not tiny.head_VD.requires_grad
 
 

@@ -169,7 +169,9 @@ def test_it_stops_after_failing_again_and_again_until_asked() -> None:
     assert isinstance(plan(*some, rounds=failed, requests=(asked,)), Plan)
 
 
-@pytest.mark.parametrize(("lessons", "taught", "rehearsed"), [(1, 3, 6), (2, 6, 3), (3, 7, 2), (16, 7, 2)])
+@pytest.mark.parametrize(
+    ("lessons", "taught", "rehearsed"), [(1, 2, 7), (2, 4, 5), (3, 6, 3), (4, 7, 2), (16, 7, 2)]
+)
 def test_what_few_lessons_leave_of_a_step_goes_to_earlier_ones(
     lessons: int, taught: int, rehearsed: int
 ) -> None:

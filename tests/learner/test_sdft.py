@@ -15,6 +15,7 @@ from learner.loss import token_logprobs
 from learner.model import Model
 from learner.rows import Pools, Row
 from learner.sdft import Teacher, batch_loss, learning_rate, train
+from learner.whitening import whitenings_of
 
 ROWS = [
     Row("target", (1, 500, 501), (1, 900, 901, 902, 500, 501), (30, 31, 2)),
@@ -63,10 +64,10 @@ def teacher_of(model: Model, config: LearnerConfig = CONFIG) -> Teacher:
 
 
 def gradient(model: Model, rows: list[Row], config: LearnerConfig, states: list[Tensor]) -> list[Tensor]:
-    for parameter in model.parameters():
+    for parameter in model.parameters().values():
         parameter.grad = None
     batch_loss(model, rows, states, config).backward()  # type: ignore[no-untyped-call]
-    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    return [p.grad.clone() for p in model.parameters().values() if p.grad is not None]
 
 
 @pytest.mark.train
@@ -76,7 +77,7 @@ def test_the_gradient_is_that_of_finite_differences(exact: Model, objective: Any
     states = teacher_of(exact, config)(ROWS)
     grads = gradient(exact, ROWS, config, states)
     checked, step = 0, 1e-5
-    for parameter, grad in zip(exact.parameters(), grads, strict=True):
+    for parameter, grad in zip(exact.parameters().values(), grads, strict=True):
         where = int(grad.abs().argmax())
         if grad.flatten()[where].abs() < 1e-4:
             continue
@@ -198,7 +199,8 @@ def run(
     model: Model, config: LearnerConfig = CONFIG, checkpoints: CheckpointFile | None = None
 ) -> Iterator[Any]:
     pools = Pools(lessons=ROWS[:3], lookalikes=ROWS[3:4], anchors=ROWS[4:])
-    model.reset_adapter(1)
+    whitenings = {name: one for names, one in whitenings_of(model, ROWS).items() for name in names}
+    model.reset_adapter(1, whitenings)
     with model.base():
         states = {row: model.hidden([row.student], [row.completion])[0].detach() for row in ROWS[4:]}
 
@@ -206,7 +208,17 @@ def run(
         (ids,) = model.generate([ROWS[0].student], max_tokens=4, temperature=1.0, seed=step)
         return [Row("fresh", ROWS[0].student, ROWS[0].teacher, tuple(ids))]
 
-    return train(model, pools, states, rollout, config=config, steps=9, seed=5, checkpoints=checkpoints)
+    return train(
+        model,
+        pools,
+        states,
+        rollout,
+        whitenings=whitenings,
+        config=config,
+        steps=9,
+        seed=5,
+        checkpoints=checkpoints,
+    )
 
 
 @pytest.mark.train
