@@ -61,7 +61,7 @@ def listed(system: System, path: str) -> list[dict[str, Any]]:
     return list(system.client.pages(path))
 
 
-def verdicts(system: System) -> list[tuple[int, str, list[str]]]:
+def judged(system: System) -> list[tuple[int, str, list[str]]]:
     """Each round's number, verdict and reasons."""
     rounds = system.client.get("/v1/learning")["rounds"]
     return [(one["round"], one["verdict"], one["reasons"]) for one in rounds]
@@ -98,7 +98,7 @@ def test_it_learns_although_each_part_is_killed_once(system: System, chat: opena
     finally:
         demo.kill()
         demo.wait()
-    assert code == 0 and found["learned"], (found["why"], verdicts(system))
+    assert code == 0 and found["learned"], (found["why"], judged(system))
 
     taught = answers(chat)
     assert all(fact.known(text) for fact, (_, text) in zip(FACTS, taught, strict=True))
@@ -149,7 +149,7 @@ def test_what_is_corrected_in_a_browser_becomes_a_policy_and_is_rolled_back(
     board.get_by_role("button", name="Start a round …").click()
     board.get_by_role("dialog").get_by_role("button", name="Start a round").click()
     expect(fate).to_have_text(re.compile("Learned|Not learned|Left out|Set aside"), timeout=DEMO_S * 1000)
-    assert fate.inner_text() == "Learned", verdicts(system)
+    assert fate.inner_text() == "Learned", judged(system)
     page.get_by_role("button", name="Ask again").click()
     expect(page.get_by_role("heading", name="It says now")).to_be_visible()
     assert violations(page) == []
