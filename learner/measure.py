@@ -91,7 +91,7 @@ def _generate_reference(model: Model, directory: Path) -> None:
             rows[name] = [_anchor(p, c) for p, c in answers[name]]
             found = states_of(model, rows[name])
             states |= {f"{name}.{i}": state.contiguous() for i, state in enumerate(found)}
-        whitenings = whitenings_of(model, rows["anchors"])
+    whitenings = whitenings_of(model, rows["anchors"])
     temporary = directory.with_suffix(".new")
     make_directory(temporary)
     (temporary / "answers.json").write_text(json.dumps(answers))

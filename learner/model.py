@@ -111,7 +111,7 @@ class Model:
                 bound = tensor.shape[1] ** -0.5
                 drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
                 layer = name.partition(".lora_A.")[0]
-                state[name] = coordinates[layer](drawn) if layer in coordinates else drawn
+                state[name] = coordinates[layer](drawn.to(self.device)) if layer in coordinates else drawn
             else:
                 state[name] = torch.zeros(tensor.shape)
         self.load_adapter(state)
