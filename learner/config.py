@@ -54,8 +54,8 @@ class LearnerConfig(Table):
     """Rows of a step that hold the model to base on general prompts."""
     anchor_weight: float = Field(3.0, gt=0)
     """How much such a row counts, where any other counts 1."""
-    tokens_per_pass: int = Field(4096, ge=64)
-    """Padded tokens in one forward and backward pass: a step takes as many passes as it needs (memory)."""
+    tokens_per_pass: int = Field(640, ge=64)
+    """In one forward and backward pass: a step takes as many as it needs. Fewer need less memory."""
     learning_rate: float = Field(1.5e-3, gt=0)
     whitened: bool = True
     """Whether steps are taken in coordinates in which layers' inputs are white (`learner.whitening`)."""

@@ -18,14 +18,17 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
 from buffer.adapters import TARGET_MODULES, WEIGHTS, base_digest
+from learner.packing import packed, packs
 
 Messages = Sequence[Mapping[str, Any]]
 
-PLAIN_ATTENTION = 256
+PLAIN_ATTENTION = 640
 """Tokens up to which attention on a CPU is computed in full: there torch's fused kernel is slow backwards."""
+TOKENS_AT_ONCE = 512
+"""In one forward pass without gradients: more would spend on attention what they save."""
 
 
 class _Linear(lora.Linear):  # type: ignore[misc]
@@ -155,32 +158,39 @@ class Model:
     # --- forward -------------------------------------------------------------------------------------
 
     def hidden(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Hidden states that predict each completion: one `[len(completion), D]` tensor a row.
+        """Hidden states that predict each completion, in one pass: one `[len(completion), D]` tensor a row.
 
-        State k of a row is that of the position before completion token k. Rows are right-padded into one
-        batch, which needs no mask: attention is causal, so that no token sees the padding behind it.
+        State k of a row is that of the position before completion token k.
         """
-        rows = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
-        ids_BT = torch.full((len(rows), max(map(len, rows))), self.eos, dtype=torch.long)
-        for b, row in enumerate(rows):
-            ids_BT[b, : len(row)] = torch.tensor(row)
-        body = self._body(ids_BT.shape[1])
-        states_BTD = body(input_ids=ids_BT.to(self.device), use_cache=False).last_hidden_state
+        states_TD, places, _ = self._forward([[*p, *c] for p, c in zip(prompts, completions, strict=True)])
         return [
-            states_BTD[b, len(p) - 1 : len(p) + len(c) - 1]
-            for b, (p, c) in enumerate(zip(prompts, completions, strict=True))
+            states_TD[places_L[len(p) - 1 : len(p) + len(c) - 1]]
+            for places_L, p, c in zip(places, prompts, completions, strict=True)
         ]
 
     @torch.no_grad()
-    def states(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], batch: int = 8
-    ) -> list[Tensor]:
-        """As `hidden`, for any number of rows, in batches and without gradients."""
-        states: list[Tensor] = []
-        for first in range(0, len(prompts), batch):
-            part = slice(first, first + batch)
-            states += [state.clone() for state in self.hidden(prompts[part], completions[part])]
-        return states
+    def states(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Tensor]:
+        """As `hidden`, for any number of rows and without gradients."""
+        rows = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+        found: dict[int, Tensor] = {}
+        for part in packs(rows, TOKENS_AT_ONCE):
+            states = self.hidden([prompts[i] for i in part], [completions[i] for i in part])
+            found.update(zip(part, states, strict=True))
+        return [found[i] for i in range(len(rows))]
+
+    def _forward(
+        self, rows: Sequence[Sequence[int]], *, use_cache: bool = False
+    ) -> tuple[Tensor, list[Tensor], Any]:
+        """States of all rows' tokens `[T, D]`, where each row's are, and the keys and values if wanted."""
+        pack = packed(rows)
+        mask = pack.mask(self.head_VD.dtype)
+        result = self._body(len(pack.ids_T))(
+            input_ids=pack.ids_T[None].to(self.device),
+            position_ids=pack.positions_T[None].to(self.device),
+            attention_mask=mask if mask is None else mask.to(self.device),
+            use_cache=use_cache,
+        )
+        return result.last_hidden_state[0], [p.to(self.device) for p in pack.places], result.past_key_values
 
     def _body(self, tokens: int) -> nn.Module:
         """All below the head, with the attention for rows of up to so many tokens.
@@ -200,20 +210,19 @@ class Model:
         every = max(1, sum(map(len, rows)) // most)
         read: dict[str, Tensor] = {}
         hooks = [
-            layer.register_forward_pre_hook(lambda _, args, name=name: read.update({name: args[0]}))
+            layer.register_forward_pre_hook(lambda _, args, name=name: read.update({name: args[0][0]}))
             for name, layer in self.peft.named_modules()
             if isinstance(layer, _Linear)
         ]
         inputs: dict[tuple[str, ...], list[Tensor]] = {}
-        first = 0  # of a row's tokens, the next that counts
-        for row in rows:
-            self.hidden([row], [()])
+        for part in packs(rows, TOKENS_AT_ONCE):
+            _, places, _ = self._forward([rows[i] for i in part])
             readers: dict[int, list[str]] = {}
-            for name, x in read.items():
-                readers.setdefault(id(x), []).append(name)
+            for name, x_TD in read.items():
+                readers.setdefault(x_TD.data_ptr(), []).append(name)
+            chosen = torch.cat(places)[::every]
             for names in readers.values():
-                inputs.setdefault(tuple(names), []).append(read[names[0]][0, first::every].clone())
-            first = (first - len(row)) % every
+                inputs.setdefault(tuple(names), []).append(read[names[0]][chosen])
         for hook in hooks:
             hook.remove()
         return {names: torch.cat(parts) for names, parts in inputs.items()}
@@ -254,39 +263,62 @@ class Model:
         temperature: float,
         generators: Sequence[torch.Generator],
     ) -> list[list[int]]:
-        longest = max(map(len, prompts))
-        ids_BT = torch.full((len(prompts), longest), self.eos, dtype=torch.long)
-        mask_BT = torch.zeros((len(prompts), longest), dtype=torch.long)
-        for b, prompt in enumerate(prompts):
-            ids_BT[b, longest - len(prompt) :] = torch.tensor(prompt)
-            mask_BT[b, longest - len(prompt) :] = 1
-        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        """All at once; a row that is done is dropped when half of those computed are."""
         out: list[list[int]] = [[] for _ in prompts]
-        done = [False] * len(prompts)
-        cache = None
-        body = self._body(longest + max_tokens)
-        step_ids = ids_BT.to(self.device)
-        for _ in range(max_tokens):
-            result = body(
-                input_ids=step_ids,
+        live = list(range(len(prompts)))
+        logits_BV, cache, mask_BT = self._prefill(prompts)
+        for made in range(1, max_tokens + 1):
+            next_B = _choose(logits_BV, temperature, [generators[b] for b in live])
+            for b, token in zip(live, next_B.tolist(), strict=True):
+                if not _ended(out[b], self.eos):
+                    out[b].append(token)
+            unfinished = [i for i, b in enumerate(live) if not _ended(out[b], self.eos)]
+            if not unfinished or made == max_tokens:
+                break
+            if 2 * len(unfinished) <= len(live):
+                kept = torch.tensor(unfinished)
+                cache.batch_select_indices(kept.to(self.device))
+                live, next_B, mask_BT = [live[i] for i in unfinished], next_B[kept], mask_BT[kept]
+            mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
+            result = self._body(mask_BT.shape[1])(
+                input_ids=next_B[:, None].to(self.device),
                 attention_mask=mask_BT.to(self.device),
-                position_ids=positions_BT.to(self.device),
+                position_ids=(mask_BT.sum(-1, keepdim=True) - 1).to(self.device),
                 past_key_values=cache,
                 use_cache=True,
             )
             cache = result.past_key_values
-            logits_BV = (result.last_hidden_state[:, -1] @ self.head_VD.T).float().cpu()
-            next_B = _choose(logits_BV, temperature, generators)
-            for b, token in enumerate(next_B.tolist()):
-                if not done[b]:
-                    out[b].append(token)
-                    done[b] = token == self.eos
-            if all(done):
-                break
-            step_ids = next_B[:, None].to(self.device)
-            mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
-            positions_BT = positions_BT[:, -1:] + 1
+            logits_BV = self._logits(result.last_hidden_state[:, -1])
         return out
+
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
+        """What decoding starts from: each prompt's next logits `[B, V]`, the keys and values of all, padded
+        on the left, and the mask `[B, T]` of what is no padding."""
+        longest = max(map(len, prompts))
+        mask_BT = torch.stack([torch.arange(longest) >= longest - len(prompt) for prompt in prompts]).long()
+        last: dict[int, Tensor] = {}
+        kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for part in packs(prompts, TOKENS_AT_ONCE):
+            states_TD, places, cache = self._forward([prompts[i] for i in part], use_cache=True)
+            for i, places_L in zip(part, places, strict=True):
+                last[i] = states_TD[places_L[-1]]
+                padded_T = nn.functional.pad(places_L, (longest - len(places_L), 0))
+                kept[i] = [
+                    (layer.keys[0][:, padded_T], layer.values[0][:, padded_T]) for layer in cache.layers
+                ]
+        rows = range(len(prompts))
+        layers = [
+            tuple(torch.stack([kept[i][depth][side] for i in rows]) for side in (0, 1))
+            for depth in range(len(kept[0]))
+        ]
+        return self._logits(torch.stack([last[i] for i in rows])), DynamicCache(layers), mask_BT
+
+    def _logits(self, states_BD: Tensor) -> Tensor:
+        return (states_BD @ self.head_VD.T).float().cpu()
+
+
+def _ended(ids: Sequence[int], eos: int) -> bool:
+    return bool(ids) and ids[-1] == eos
 
 
 def _generator(seed: int, row: int) -> torch.Generator:

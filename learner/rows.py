@@ -77,21 +77,6 @@ def _endless(pool: list[Row], rng: random.Random) -> Iterator[Row]:
         yield from present
 
 
-def passes(batch: Sequence[Row], tokens: int) -> list[list[Row]]:
-    """Split a batch by length, so that no part pads to more than `tokens`, nor a row by more than a half.
-
-    A row that is longer than `tokens` makes a part of its own.
-    """
-    parts: list[list[Row]] = []
-    for row in sorted(batch, key=lambda row: row.tokens):
-        part = parts[-1] if parts else []
-        if part and row.tokens * (len(part) + 1) <= tokens and row.tokens <= 1.5 * part[0].tokens:
-            part.append(row)
-        else:
-            parts.append([row])
-    return parts
-
-
 def prompts_of(lesson: Lesson, question: str, render: Render) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The student's and the teacher's prompt for a lesson whose question is put as `question`.
 

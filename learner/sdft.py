@@ -22,8 +22,9 @@ from learner.config import LearnerConfig
 from learner.loss import cross_entropy, distil, forward_kl, loss_mask, reverse_kl, token_logprobs
 from learner.model import Model
 from learner.optimiser import Optimiser
+from learner.packing import packs
 from learner.plan import Step
-from learner.rows import TAUGHT, Pools, Row, passes
+from learner.rows import TAUGHT, Pools, Row
 from learner.whitening import Whitening
 
 SURPRISING = 3.0
@@ -58,7 +59,6 @@ class Teacher:
         return row.kind == "rated" or (row.kind in TAUGHT and self.config.teacher == "last-promoted")
 
     def _keep(self, rows: list[Row]) -> None:
-        rows.sort(key=lambda row: len(row.teacher))
         states = self.model.states([r.teacher for r in rows], [r.completion for r in rows])
         self.kept.update(zip(rows, states, strict=True))
 
@@ -120,7 +120,8 @@ def batch_gradient(model: Model, batch: Sequence[Row], teacher: Teacher, config:
     """A batch's loss, whose gradient is added up in as many passes as its tokens need."""
     loss = 0.0
     teacher(batch)
-    for part in passes(batch, config.tokens_per_pass):
+    for indices in packs([r.student + r.completion for r in batch], config.tokens_per_pass):
+        part = [batch[i] for i in indices]
         part_loss = batch_loss(model, part, teacher(part), config) * (len(part) / len(batch))
         part_loss.backward()  # type: ignore[no-untyped-call]
         loss += part_loss.item()

@@ -39,10 +39,11 @@ def test_scores_align_with_decoding_one_token_at_a_time(tiny: Model) -> None:
 
 
 @torch.no_grad()
-def test_neither_padding_nor_neighbours_change_a_row(tiny: Model) -> None:
+def test_neighbours_do_not_change_a_row(tiny: Model) -> None:
     randomise(tiny)
-    together = tiny.hidden(PROMPTS, COMPLETIONS)
-    for prompt, completion, state in zip(PROMPTS, COMPLETIONS, together, strict=True):
+    prompts, completions = [*PROMPTS, PROMPTS[0], PROMPTS[0]], [*COMPLETIONS, COMPLETIONS[1], COMPLETIONS[0]]
+    together = tiny.hidden(prompts, completions)
+    for prompt, completion, state in zip(prompts, completions, together, strict=True):
         (alone,) = tiny.hidden([prompt], [completion])
         assert alone.shape == state.shape == (len(completion), 32)
         assert torch.allclose(alone.float(), state.float(), atol=0.1)
@@ -54,6 +55,21 @@ def test_greedy_generation_is_the_argmax_whatever_the_batch(tiny: Model) -> None
     assert together == alone
     (state,) = tiny.hidden([PROMPTS[0]], [together[0][:1]])
     assert int((state[0] @ tiny.head_VD.T).argmax()) == together[0][0]
+
+
+def test_a_row_that_ends_early_is_dropped_and_the_others_stay_as_they_are(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [[1, 500, 3], [1, 501, 7], [1, 501]]
+    first, *others = tiny.generate(prompts, max_tokens=6)
+    monkeypatch.setattr(tiny, "eos", first[2])
+    assert all(first[2] not in other for other in others)
+    rows = []
+    layer = tiny.peft.get_base_model().model.layers[0]
+    layer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    assert tiny.generate([prompts[0], prompts[1]], max_tokens=6) == [first[:3], others[0]]
+    assert rows == [1, 2, 2, 1, 1, 1]
+    assert tiny.generate(prompts, max_tokens=6) == [first[:3], *others]
 
 
 def test_sampling_is_a_function_of_its_seed(tiny: Model) -> None:

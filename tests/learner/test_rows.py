@@ -1,13 +1,10 @@
-"""Batches and passes, without a model."""
+"""Batches, without a model."""
 
 from collections import Counter
 from itertools import islice
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from learner.config import LearnerConfig
-from learner.rows import Pools, Row, passes
+from learner.rows import Pools, Row
 
 
 def row(kind: str, number: int, length: int = 3) -> Row:
@@ -41,14 +38,3 @@ def test_an_empty_pool_leaves_its_share_out_and_new_rows_join_the_next_pass() ->
     assert [r.student[0] for r in next(batches)] == [1, 1, 1, 2, 2]
     pools.lessons.append(row("fresh", 3))
     assert {r.student[0] for r in next(batches)} == {1, 2, 3}
-
-
-@given(st.lists(st.integers(1, 300), max_size=30), st.integers(64, 600))
-def test_passes_hold_every_row_once_and_keep_to_the_budget(lengths: list[int], tokens: int) -> None:
-    batch = [row("target", n, length) for n, length in enumerate(lengths)]
-    parts = passes(batch, tokens)
-    assert sorted(r.student[0] for part in parts for r in part) == list(range(len(batch)))
-    for part in parts:
-        longest = max(r.tokens for r in part)
-        assert len(part) == 1 or len(part) * longest <= tokens
-        assert longest <= 1.5 * min(r.tokens for r in part)
