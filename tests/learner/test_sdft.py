@@ -119,6 +119,7 @@ def test_anchors_count_as_often_as_it_is_set(exact: Model) -> None:
 
 @pytest.mark.train
 def test_the_same_context_and_weights_have_nothing_to_learn(exact: Model) -> None:
+    exact.reset_adapter(1, {})
     rows = [Row("target", r.student, r.student, r.completion) for r in ROWS]
     config = CONFIG.model_copy(update={"teacher_temperature": 1.0})
     states = teacher_of(exact)(rows)
