@@ -48,8 +48,9 @@ class Teacher:
 
     def __call__(self, rows: Sequence[Row]) -> list[Tensor]:
         missing = list(dict.fromkeys(row for row in rows if row not in self.kept))
-        with self.model.base():
-            self._keep([row for row in missing if not self._by_parent(row)])
+        if by_base := [row for row in missing if not self._by_parent(row)]:
+            with self.model.base():
+                self._keep(by_base)
         if by_parent := [row for row in missing if self._by_parent(row)]:
             with self.model.holding(self.parent):
                 self._keep(by_parent)

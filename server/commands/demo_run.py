@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +15,8 @@ from server.commands.demo_facts import Fact, lessons
 from server.commands.learning_text import progress, verdict
 
 MAX_TOKENS = 48
+ASKED_AT_ONCE = 8
+"""Questions that wait for their answers together, as a server is used."""
 POLL_S = 1.0
 PATIENCE_S = 180.0
 """How long a server that is restarting is waited for."""
@@ -153,7 +156,8 @@ class Demo:
 
     def _ask_all(self, what: str, questions: Sequence[str]) -> list[Reply]:
         self._screen.say(f"{what}: {len(questions)} questions")
-        return [self.ask(question) for question in questions]
+        with ThreadPoolExecutor(max_workers=ASKED_AT_ONCE) as pool:
+            return list(pool.map(self.ask, questions))
 
     def _ask_again(
         self, facts: Sequence[Fact], old: str, posted: float, *, swapped: bool
