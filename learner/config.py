@@ -40,17 +40,17 @@ class LearnerConfig(Table):
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
 
-    min_steps: int = Field(48, ge=1)
-    steps_per_lesson: int = Field(12, ge=0)
-    max_steps: int = Field(240, ge=1)
+    min_steps: int = Field(40, ge=1)
+    steps_per_lesson: int = Field(10, ge=0)
+    max_steps: int = Field(200, ge=1)
     lessons_per_step: int = Field(4, ge=1)
     """Rows of a step about the round's lessons, two at most about each; earlier ones get what is left. Many
     small steps at a low rate drift less than few large ones that learn as much."""
     replay_per_step: int = Field(3, ge=0)
     """Rows of a step about earlier lessons and answers that were rated good."""
-    lookalikes_per_step: int = Field(1, ge=0)
+    lookalikes_per_step: int = Field(2, ge=0)
     """Rows of a step that hold the model to base on a lesson's question about somebody else."""
-    anchors_per_step: int = Field(2, ge=0)
+    anchors_per_step: int = Field(3, ge=0)
     """Rows of a step that hold the model to base on general prompts."""
     anchor_weight: float = Field(3.0, gt=0)
     """How much such a row counts, where any other counts 1."""

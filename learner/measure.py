@@ -7,8 +7,8 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,7 +27,8 @@ from learner.rows import Row, prompts_of
 from learner.whitening import Whitening, load_whitenings, save_whitenings, whitenings_of
 
 _DATA = Path(__file__).parent / "data"
-_FORMAT = 2
+_NAMES = ("anchors", "general")
+_FORMAT = 3
 """Of what is kept of base: other files than this version's are not read."""
 ANSWER_TOKENS = 40
 """Length of base's answers, for anchors and for drift."""
@@ -71,7 +72,7 @@ def load_reference(model: Model, cache: Path) -> Reference:
         _generate_reference(model, directory)
     answers = json.loads((directory / "answers.json").read_text())
     states = load_file(directory / "states.safetensors")
-    rows = {name: tuple(_anchor(p, c) for p, c in answers[name]) for name in ("anchors", "general")}
+    rows = {name: tuple(_anchor(p, c) for p, c in answers[name]) for name in _NAMES}
     return Reference(
         **rows,
         states={row: states[f"{name}.{i}"] for name in rows for i, row in enumerate(rows[name])},
@@ -80,17 +81,13 @@ def load_reference(model: Model, cache: Path) -> Reference:
 
 
 def _generate_reference(model: Model, directory: Path) -> None:
-    answers: dict[str, Any] = {}
-    states: dict[str, Tensor] = {}
-    rows: dict[str, list[Row]] = {}
+    prompts = {name: [model.render(json.loads(line)) for line in _lines(name)] for name in _NAMES}
     with model.base():
-        for name in ("anchors", "general"):
-            prompts = [model.render(json.loads(line)) for line in _lines(name)]
-            completions = model.generate(prompts, max_tokens=ANSWER_TOKENS)
-            answers[name] = list(zip(prompts, completions, strict=True))
-            rows[name] = [_anchor(p, c) for p, c in answers[name]]
-            found = states_of(model, rows[name])
-            states |= {f"{name}.{i}": state.contiguous() for i, state in enumerate(found)}
+        completions = iter(model.generate(list(chain(*prompts.values())), max_tokens=ANSWER_TOKENS))
+        answers = {name: [(prompt, next(completions)) for prompt in prompts[name]] for name in _NAMES}
+        rows = {name: [_anchor(p, c) for p, c in answers[name]] for name in _NAMES}
+        found = {name: states_of(model, rows[name]) for name in _NAMES}
+    states = {f"{name}.{i}": state.contiguous() for name in _NAMES for i, state in enumerate(found[name])}
     whitenings = whitenings_of(model, rows["anchors"])
     temporary = directory.with_suffix(".new")
     make_directory(temporary)
@@ -117,13 +114,6 @@ def mean_divergence(model: Model, teacher: Sequence[Tensor], student: Sequence[T
     """Mean over rows of the mean over tokens of KL(teacher || student), in nats."""
     per_row = [divergence(t, s, model.head_VD).mean() for t, s in zip(teacher, student, strict=True)]
     return float(torch.stack(per_row).mean())
-
-
-def degenerate_share(model: Model, reference: Reference, max_tokens: int) -> float:
-    """Share of free answers to general prompts that are empty or loop."""
-    prompts = [row.student for row in reference.general[:LOOPS_ASKED]]
-    answers = model.generate(prompts, max_tokens=max_tokens)
-    return sum(degenerate(ids, model.eos) for ids in answers) / len(answers)
 
 
 # --- what the gate judges ------------------------------------------------------------------------------
@@ -154,15 +144,16 @@ def measure_parent(
     config: LearnerConfig,
 ) -> Baseline:
     """Measure the model as it is, before training."""
-    answers = ask(model, [(le, le.question) for le in [*lessons, *replay]], config.max_answer_tokens)
+    questions = [[(le, le.question) for le in group] for group in (lessons, replay)]
+    (answers, retold), degenerate = ask(model, reference, questions, config.max_answer_tokens)
     lesson_rows = [_target_row(model, le, le.question) for le in lessons[:PROBED]]
     probed = (*lesson_rows, *reference.general[:PROBED])
     return Baseline(
-        answers=tuple(answers[: len(lessons)]),
-        kept=tuple(answered(a, le) for a, le in zip(answers[len(lessons) :], replay, strict=True)),
+        answers=tuple(answers),
+        kept=tuple(answered(a, le) for a, le in zip(retold, replay, strict=True)),
         distances=_distances(model, lessons, held_out),
         general_states=tuple(states_of(model, reference.general)),
-        degenerate=degenerate_share(model, reference, config.max_answer_tokens),
+        degenerate=degenerate,
         probed=probed,
         probe_logprobs=tuple(map(tuple, probe_logprobs(model, probed))),
     )
@@ -180,9 +171,14 @@ def measure_candidate(
     """Measure the model as it is now, against its parent's baseline and base."""
     base_states = [reference.states[row] for row in reference.general]
     states = states_of(model, reference.general)
-    retold = ask(model, [(le, le.question) for le in replay], config.max_answer_tokens)
+    put = [(le.question, *others) for le, others in zip(lessons, held_out, strict=True)]
+    asked = [(le, question) for le, questions in zip(lessons, put, strict=True) for question in questions]
+    about_others = lookalike_questions(lessons)
+    questions = [asked, about_others, [(le, le.question) for le in replay]]
+    (said, of_others, retold), degenerate = ask(model, reference, questions, config.max_answer_tokens)
+    leaks = [(le.feedback_id, answered(a, le)) for (le, _), a in zip(about_others, of_others, strict=True)]
     return Evaluation(
-        lessons=_lesson_results(model, lessons, held_out, before, config.max_answer_tokens),
+        lessons=_lesson_results(model, lessons, put, said, leaks, before),
         kept=[
             KeptResult(feedback_id=le.feedback_id, parent=parent, candidate=answered(answer, le))
             for le, parent, answer in zip(replay, before.kept, retold, strict=True)
@@ -190,33 +186,44 @@ def measure_candidate(
         drift=mean_divergence(model, base_states, states),
         parent_drift=mean_divergence(model, base_states, before.general_states),
         kl_to_parent=mean_divergence(model, before.general_states, states),
-        degenerate=degenerate_share(model, reference, config.max_answer_tokens),
+        degenerate=degenerate,
         parent_degenerate=before.degenerate,
     )
 
 
-def ask(model: Model, questions: Sequence[tuple[Lesson, str]], max_tokens: int) -> list[str]:
-    """Greedy answers without any correction in context."""
-    prompts = [model.render(with_last_turn(lesson.messages, q), lesson.tools) for lesson, q in questions]
-    return [model.decode(ids) for ids in model.generate(prompts, max_tokens=max_tokens)]
+def ask(
+    model: Model, reference: Reference, questions: Sequence[Sequence[tuple[Lesson, str]]], max_tokens: int
+) -> tuple[list[list[str]], float]:
+    """Greedy answers, without any correction in context, to each group of questions, and of free answers to
+    general prompts the share that is empty or loops. All are decoded together: a batch takes hardly longer
+    than one of its rows."""
+    prompts = [
+        model.render(with_last_turn(lesson.messages, question), lesson.tools)
+        for group in questions
+        for lesson, question in group
+    ]
+    general = [row.student for row in reference.general[:LOOPS_ASKED]]
+    answers = iter(model.generate([*prompts, *general], max_tokens=max_tokens))
+    texts = [[model.decode(next(answers)) for _ in group] for group in questions]
+    return texts, sum(degenerate(ids, model.eos) for ids in answers) / len(general)
 
 
 def _lesson_results(
-    model: Model, lessons: Sequence[Lesson], held_out: HeldOut, before: Baseline, max_tokens: int
+    model: Model,
+    lessons: Sequence[Lesson],
+    put: Sequence[Sequence[str]],
+    said: Sequence[str],
+    leaks: Sequence[tuple[str, bool]],
+    before: Baseline,
 ) -> list[LessonResult]:
-    put = [(le.question, *others) for le, others in zip(lessons, held_out, strict=True)]
-    answers = iter(ask(model, [(le, q) for le, qs in zip(lessons, put, strict=True) for q in qs], max_tokens))
-    about_others = lookalike_questions(lessons)
-    said_of_others = ask(model, about_others, max_tokens)
-    leaks = [
-        (le.feedback_id, answered(a, le)) for (le, _), a in zip(about_others, said_of_others, strict=True)
-    ]
-    distances = iter(_distances(model, lessons, held_out))
+    """`put` are each lesson's questions, as asked and held out, `said` all answers to them in that order."""
+    answers = iter(said)
+    distances = iter(_distances(model, lessons, [questions[1:] for questions in put]))
     earlier = iter(before.distances)
     results = []
     for lesson, questions, previous in zip(lessons, put, before.answers, strict=True):
-        said = [next(answers) for _ in questions]
-        right = [answered(a, lesson) for a in said]
+        own = [next(answers) for _ in questions]
+        right = [answered(a, lesson) for a in own]
         if _judged_by_distance(lesson):
             right = [now * 2 <= then for now, then in zip(next(distances), next(earlier), strict=True)]
         results.append(
@@ -227,7 +234,7 @@ def _lesson_results(
                 held_out_of=len(right) - 1,
                 leaked=sum(leaked for one, leaked in leaks if one == lesson.feedback_id),
                 leaked_of=sum(one == lesson.feedback_id for one, _ in leaks),
-                answer=said[0],
+                answer=own[0],
                 before=previous,
             )
         )

@@ -106,6 +106,7 @@ def train(
         batch = next(batches)
         tokens = sum(row.tokens for row in batch)
         if step < len(done.losses):
+            teacher(batch)  # as then: with which others a row is computed shows in its last bits
             yield Step(step + 1, steps, done.losses[step], tokens)
             continue
         loss = batch_gradient(model, batch, teacher, config)

@@ -51,7 +51,7 @@ def whitening_of(inputs_ND: Tensor) -> Whitening:
     inputs_ND = inputs_ND.float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a randomised method
-        _, singular_K, basis_DK = torch.svd_lowrank(inputs_ND, q=min(LEADING, count, width), niter=4)
+        _, singular_K, basis_DK = torch.svd_lowrank(inputs_ND, q=min(LEADING, count, width))
     total = inputs_ND.square().sum() / count
     leading_K = singular_K.square() / count
     others = (total - leading_K.sum()).clamp(min=0) / max(width - len(leading_K), 1)

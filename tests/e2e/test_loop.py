@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ def ask(chat: openai.OpenAI, question: str) -> tuple[str, str]:
 
 
 def answers(chat: openai.OpenAI) -> list[tuple[str, str]]:
-    """Receipt and greedy answer to each of the demo's questions."""
-    return [ask(chat, fact.question) for fact in FACTS]
+    """Receipt and greedy answer to each of the demo's questions, asked together."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda fact: ask(chat, fact.question), FACTS))
 
 
 def listed(system: System, path: str) -> list[dict[str, Any]]:

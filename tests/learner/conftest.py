@@ -40,7 +40,7 @@ def tiny_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(tiny_dir: Path) -> Model:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # the suite runs one process on each of two cores
     return Model.load(tiny_dir, rank=4, alpha=8)
 
 
