@@ -1,7 +1,8 @@
+import math
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from buffer.client import Buffer
@@ -27,18 +28,19 @@ def test_a_quantile_above_all_bounds_is_the_last_one_and_of_nothing_there_is_non
     assert quantile({}, 0.5) is None
 
 
+@example([0.004, 0.9, 0.9], 1 / 3)
 @given(st.lists(st.sampled_from([0.004, 0.02, 0.3, 0.9, 7.0]), min_size=1), st.floats(0.01, 0.99))
 def test_a_quantile_lies_in_the_bucket_of_the_observation_that_it_is(seen: list[float], q: float) -> None:
     bounds = [0.01, 0.1, 0.5, 1.0, 10.0, INF]
     counts = {bound: float(sum(one <= bound for one in seen)) for bound in bounds}
-    exact = sorted(seen)[min(int(q * len(seen)), len(seen) - 1)]
     found = quantile(counts, q)
     assert found is not None
-    bucket = next(i for i, bound in enumerate(bounds) if exact <= bound)
-    below = max((i for i, bound in enumerate(bounds[:bucket]) if counts[bound]), default=-1)
-    # at the edge between two observations it may be the end of the lower one's bucket
-    low = 0.0 if below < 0 else bounds[below - 1] if below else 0.0
-    assert low <= found <= bounds[bucket]
+    ordered, rank = sorted(seen), q * len(seen)
+    # at the edge between two observations it may be either's
+    beside = ordered[max(math.ceil(rank) - 1, 0)], ordered[min(int(rank), len(seen) - 1)]
+    first, last = (next(i for i, bound in enumerate(bounds) if one <= bound) for one in beside)
+    low = bounds[first - 1] if first else 0.0
+    assert low <= found <= bounds[last]
 
 
 def test_it_reads_the_gateways_own_metrics() -> None:
