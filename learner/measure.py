@@ -145,7 +145,7 @@ def measure_parent(
 ) -> Baseline:
     """Measure the model as it is, before training."""
     questions = [[(le, le.question) for le in group] for group in (lessons, replay)]
-    (answers, retold), degenerate = ask(model, reference, questions, config.max_answer_tokens)
+    (answers, retold), loops = ask(model, reference, questions, config.max_answer_tokens)
     lesson_rows = [_target_row(model, le, le.question) for le in lessons[:PROBED]]
     probed = (*lesson_rows, *reference.general[:PROBED])
     return Baseline(
@@ -153,7 +153,7 @@ def measure_parent(
         kept=tuple(answered(a, le) for a, le in zip(retold, replay, strict=True)),
         distances=_distances(model, lessons, held_out),
         general_states=tuple(states_of(model, reference.general)),
-        degenerate=degenerate,
+        degenerate=loops,
         probed=probed,
         probe_logprobs=tuple(map(tuple, probe_logprobs(model, probed))),
     )
@@ -175,7 +175,7 @@ def measure_candidate(
     asked = [(le, question) for le, questions in zip(lessons, put, strict=True) for question in questions]
     about_others = lookalike_questions(lessons)
     questions = [asked, about_others, [(le, le.question) for le in replay]]
-    (said, of_others, retold), degenerate = ask(model, reference, questions, config.max_answer_tokens)
+    (said, of_others, retold), loops = ask(model, reference, questions, config.max_answer_tokens)
     leaks = [(le.feedback_id, answered(a, le)) for (le, _), a in zip(about_others, of_others, strict=True)]
     return Evaluation(
         lessons=_lesson_results(model, lessons, put, said, leaks, before),
@@ -186,7 +186,7 @@ def measure_candidate(
         drift=mean_divergence(model, base_states, states),
         parent_drift=mean_divergence(model, base_states, before.general_states),
         kl_to_parent=mean_divergence(model, before.general_states, states),
-        degenerate=degenerate,
+        degenerate=loops,
         parent_degenerate=before.degenerate,
     )
 
