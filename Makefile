@@ -19,8 +19,7 @@ demo: install  ## teach eight facts to the server that `make up` runs, and show 
 
 test:  ## install with the tests' tools and run all tests
 	@./deploy/install.sh test
-	$(BIN)/python -m pytest -m "e2e and not long" $(ARGS) || [ $$? -eq 5 ]
-	$(BIN)/python -m pytest -m "not e2e and not long" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder $(ARGS)
 
 kafka:  ## fetch a broker's jars with Maven into .kafka, for the tests (Java 17), unless there is a broker
 	@if [ -n "$(KAFKA_HOME)$(KAFKA_BOOTSTRAP_SERVERS)" ]; then echo "There is a broker: nothing to fetch."; else \

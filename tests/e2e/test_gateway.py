@@ -22,8 +22,8 @@ from server.gateway import Gateway
 from server.identity import Endpoint, Receipts
 from server.metrics import Metrics
 from server.news import News
-from tests.conftest import Served
-from tests.server.running import events, serve
+from tests.e2e.conftest import Served
+from tests.server.running import events, hang_up, serve
 
 pytestmark = pytest.mark.e2e
 
@@ -50,11 +50,10 @@ def gateway(engine: Served) -> Iterator[tuple[Gateway, str]]:
         return gateway, *await serve(gateway)
 
     async def stop() -> None:
-        server.should_exit = True
-        await serving
+        hang_up(server)
         await asyncio.to_thread(made.buffer.close)
 
-    made, server, serving, url = engine.run(start())
+    made, server, url = engine.run(start())
     yield made, url
     engine.run(stop())
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,8 +14,6 @@ from server.config import EngineConfig
 from server.engine.engine import Engine, Patience
 from server.engine.leash import session_members
 from server.errors import EngineRefused, EngineUnavailable
-from tests.conftest import Served
-from tests.server.adapters import PROMPT
 
 FAKE = str(Path(__file__).parents[1] / "fake_vllm.py")
 QUICK = Patience(poll=0.05, answer=0.5, misses=2, stall=60, first_pause=0.05, longest_pause=0.2)
@@ -215,56 +212,3 @@ def test_a_missing_model_directory_is_named(tmp_path: Path) -> None:
         await engine.stop()
 
     asyncio.run(scenario())
-
-
-# --- the real vLLM -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.e2e
-def test_scores_are_those_of_the_tokens_that_vllm_samples(engine: Served) -> None:
-    async def scenario() -> None:
-        name = engine.policies.name(0)
-        body = {"model": name, "prompt": [PROMPT], "max_tokens": 6, "temperature": 0, "logprobs": 0}
-        async with engine.engine.post("/v1/completions", body | {"return_token_ids": True}) as answer:
-            choice = (await answer.json())["choices"][0]
-        scored = await engine.engine.score(name, [*PROMPT, *choice["token_ids"]])
-        assert len(scored) == len(PROMPT) + 5
-        assert scored[-6:] == pytest.approx(choice["logprobs"]["token_logprobs"], abs=0.05)
-        assert await engine.engine.generate(name, PROMPT, max_tokens=6) == choice["token_ids"]
-
-    engine.run(scenario())
-
-
-@pytest.mark.e2e
-def test_after_a_worker_is_killed_the_residents_are_back(engine: Served) -> None:
-    async def scenario() -> None:
-        vllm = engine.engine
-        await vllm.wait_ready(240)
-        starts, session = vllm.starts, vllm.pid
-        assert session is not None
-        worker = max(session_members(session))
-        body = {
-            "model": "apprentice@000000",
-            "prompt": [PROMPT],
-            "max_tokens": 900,
-            "ignore_eos": True,
-            "stream": True,
-        }
-        with pytest.raises(EngineUnavailable):
-            async with vllm.post("/v1/completions", body) as answer:
-                assert answer.status == 200
-                text = ""
-                async for chunk in answer.content:
-                    text += chunk.decode()
-                    if worker and chunk:
-                        os.kill(worker, signal.SIGKILL)
-                        worker = 0
-                # vLLM may still end the stream itself, with an error in it
-                assert "error" in text
-                raise EngineUnavailable("the stream ended with an error event")
-        await until(lambda: vllm.starts > starts, 240)
-        assert await vllm.loaded() == {engine.policies.name(v) for v in engine.policies.resident}
-        assert not session_members(session)
-        assert await vllm.generate("apprentice@000000", PROMPT, max_tokens=2)
-
-    engine.run(scenario())

@@ -9,8 +9,6 @@ from safetensors.numpy import load_file, save_file
 
 from buffer.adapters import CONFIG, WEIGHTS, verify
 from server.engine.zero import ModelUnusable, write_zero
-from tests.conftest import Served
-from tests.server.adapters import PROMPT
 
 
 def model(directory: Path, *modules: str) -> Path:
@@ -54,10 +52,3 @@ def test_it_takes_the_first_module_that_an_adapter_may_touch(tmp_path: Path) -> 
 def test_a_model_without_such_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelUnusable, match="holds no safetensors"):
         write_zero(tmp_path / "a", model(tmp_path / "m", "lm_head"), alias="x", base="b" * 64)
-
-
-@pytest.mark.e2e
-def test_vllm_serves_base_under_it(engine: Served) -> None:
-    zero = engine.run(engine.engine.score(engine.policies.name(0), PROMPT))
-    base = engine.run(engine.engine.score("apprentice@base", PROMPT))
-    assert zero == pytest.approx(base, abs=1e-6)
