@@ -70,7 +70,7 @@ class LearnerConfig(Table):
     """Whose weights see the correction: base's, or those of the policy that the round starts from."""
     teacher_temperature: float = Field(0.3, gt=0)
     skip_tokens: int = Field(3, ge=0)
-    """First tokens of a long completion that are not trained (`learner.loss.loss_mask`)."""
+    """First tokens of a long answer to a lesson that are not trained (`learner.loss.loss_mask`)."""
     framed_questions: bool = True
     """Whether lessons are also taught in other wordings of their question, made by `learner.rephrase`."""
     written_questions: int = Field(0, ge=0)

@@ -166,8 +166,10 @@ def batch_loss(
 
 def _mask(model: Model, row: Row, teacher: Tensor, config: LearnerConfig) -> Tensor:
     """Which of a row's tokens are trained: of a look-alike those that base would hardly say, where the lesson
-    leaks; how the answer is phrased stays free."""
+    leaks; how the answer is phrased stays free. First tokens are skipped only where a correction in the
+    teacher's context may show in them."""
     if row.kind == "lookalike":
         ids = torch.tensor(row.completion, device=teacher.device)
         return (token_logprobs(teacher, model.head_VD, ids) < -SURPRISING).cpu()
-    return torch.tensor(loss_mask(len(row.completion), skip=config.skip_tokens))
+    skip = config.skip_tokens if row.kind in TAUGHT else 0
+    return torch.tensor(loss_mask(len(row.completion), skip=skip))

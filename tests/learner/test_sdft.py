@@ -139,15 +139,19 @@ def test_the_end_of_the_answer_is_trained_and_the_prompt_is_not(exact: Model) ->
 
 
 @pytest.mark.train
-def test_the_first_tokens_of_a_long_answer_are_skipped(exact: Model) -> None:
-    row = Row("target", (1, 5), (1, 7, 5), tuple(range(100, 140)))
+@pytest.mark.parametrize(("kind", "skipped"), [("target", 3), ("reuse", 3), ("rated", 0), ("anchor", 0)])
+def test_the_first_tokens_of_a_long_answer_to_a_lesson_are_skipped(
+    exact: Model, kind: Any, skipped: int
+) -> None:
+    row = Row(kind, (1, 5), (1, 7, 5), tuple(range(100, 140)))
     (states,) = teacher_of(exact)([row])
     before = batch_loss(exact, [row], [states], CONFIG)
-    skipped, trained = states.clone(), states.clone()
-    skipped[:3] += 1.0
-    trained[3] += 1.0
-    assert torch.equal(batch_loss(exact, [row], [skipped], CONFIG), before)
-    assert not torch.equal(batch_loss(exact, [row], [trained], CONFIG), before)
+    trained = []
+    for position in range(5):
+        other = states.clone()
+        other[position] += 1.0
+        trained.append(not torch.equal(batch_loss(exact, [row], [other], CONFIG), before))
+    assert trained == [position >= skipped for position in range(5)]
 
 
 @pytest.mark.train
