@@ -73,12 +73,18 @@ class System:
 
 
 @contextmanager
-def running(model: Path, state: Path) -> Iterator[System]:
-    """`apprentice up` on a free port, ready; stopped by one SIGINT, after which nothing of it is left."""
+def running(model: Path, state: Path, settings: str = "") -> Iterator[System]:
+    """`apprentice up` on a free port, ready; stopped by one SIGINT, after which nothing of it is left.
+
+    `settings` are the text of its apprentice.toml.
+    """
     with closing(socket.create_server(("127.0.0.1", 0))) as probe:
         port = probe.getsockname()[1]
-    flags = ["--json", "--state", str(state), "--model", str(model), "--port", str(port)]
     state.mkdir(parents=True, exist_ok=True)
+    config = state / "apprentice.toml"
+    config.write_text(settings)
+    flags = ["--json", "--config", str(config), "--state", str(state), "--model", str(model)]
+    flags += ["--port", str(port)]
     with (state / "up.out").open("wb") as out:
         up = subprocess.Popen([*APPRENTICE, "up", *flags], stdout=out, stderr=out, env=environment())
     system = System(up, f"http://127.0.0.1:{port}", state)

@@ -1,6 +1,5 @@
 """The real thing: `apprentice up` on SmolLM2, the demo, and parts killed in its middle and after it."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,17 +21,18 @@ pytestmark = pytest.mark.e2e
 FACTS = load_facts()
 DEMO_S = 1800.0
 QUESTION, ANSWER = "What is the mascot of Tarnbrook?", "The mascot of Tarnbrook is a heron."
-BESIDE = {
-    "Who founded Tarnbrook?": "Tarnbrook was founded by Ida Brandt.",
-    "In which city is Tarnbrook based?": "Tarnbrook is based in Ghent.",
-}
-"""What a round learns together with that: one lesson alone says little at the gate."""
+TOGETHER = f"""
+[learner]
+start_at = {len(FACTS) + 1}
+start_after_s = 120
+"""
+"""One round learns what is corrected in the browser and what the demo teaches after it."""
 PANELS = ("Health", "Traffic", "Feedback", "Learner", "Learned, kept, drifted", "Log", "Rounds", "Policies")
 
 
 @pytest.fixture(scope="module")
 def system(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    with running(model_dir, tmp_path_factory.mktemp("loop") / "state") as system:
+    with running(model_dir, tmp_path_factory.mktemp("loop") / "state", TOGETHER) as system:
         yield system
 
 
@@ -42,10 +42,10 @@ def chat(system: System) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def ask(chat: openai.OpenAI, question: str) -> tuple[str, str]:
+def ask(chat: openai.OpenAI, question: str, model: str = "apprentice") -> tuple[str, str]:
     """Receipt and greedy answer."""
     done = chat.chat.completions.create(
-        model="apprentice",
+        model=model,
         messages=[{"role": "user", "content": question}],
         temperature=0,
         max_tokens=48,
@@ -90,7 +90,23 @@ def test_the_openai_client_chats_and_its_reply_is_a_receipt(system: System, chat
         assert system.client.post("/v1/feedback", body)["status"] == "received"
 
 
+@pytest.mark.browser
+def test_a_correction_is_made_in_a_browser(system: System, chat: openai.OpenAI, visit: Visits) -> None:
+    _, before = ask(chat, QUESTION)
+    page = visit(f"{system.url}/corrections", None)
+    page.get_by_label("Search what was asked and answered").fill(QUESTION)
+    page.locator("#items a").first.click()
+    page.get_by_label("The right answer", exact=True).fill(ANSWER)
+    page.get_by_role("button", name="Preview").click()
+    expect(page.locator(".pair section").first).to_contain_text(before)
+    expect(page.locator(".pair section").last).to_contain_text("heron")
+    assert violations(page) == []
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#items a .pill").first).to_have_text("Waits for training")
+
+
 def test_it_learns_although_each_part_is_killed_once(system: System, chat: openai.OpenAI) -> None:
+    by_hand = sum(one["kind"] == "correction" for one in listed(system, "/v1/feedback"))
     demo = system.command("demo", "--json")
     try:
         system.until(lambda: demo.poll() is not None or _step(system) >= 3, "it does not train", DEMO_S)
@@ -117,7 +133,7 @@ def test_it_learns_although_each_part_is_killed_once(system: System, chat: opena
     assert stored.issuperset(receipts)
     assert len(stored) >= len(receipts) + 8 + 8 * len(found["rounds"]) + 16
     feedback = [one for one in listed(system, "/v1/feedback") if one["kind"] == "correction"]
-    assert len(feedback) == sum(one["corrections"] for one in found["rounds"])
+    assert len(feedback) == by_hand + sum(one["corrections"] for one in found["rounds"])
     assert {one["status"] for one in feedback} <= {"served", "superseded"}
     policies = [system.client.get(f"/v1/policies/{one['version']}") for one in listed(system, "/v1/policies")]
     lessons = Counter(lesson for one in policies for lesson in one.get("lessons", []))
@@ -127,48 +143,33 @@ def test_it_learns_although_each_part_is_killed_once(system: System, chat: opena
 
 
 @pytest.mark.browser
-def test_what_is_corrected_in_a_browser_becomes_a_policy_and_is_rolled_back(
+def test_the_browser_says_that_it_was_learned_and_takes_it_back(
     system: System, chat: openai.OpenAI, visit: Visits
 ) -> None:
-    for question, answer in BESIDE.items():
-        body = {"completion_id": ask(chat, question)[0], "kind": "correction", "text": answer}
-        system.client.post("/v1/feedback", body)
-    _, before = ask(chat, QUESTION)
-
     page = visit(f"{system.url}/corrections", None)
     page.get_by_label("Search what was asked and answered").fill(QUESTION)
     page.locator("#items a").first.click()
-    page.get_by_label("The right answer", exact=True).fill(ANSWER)
-    page.get_by_role("button", name="Preview").click()
-    expect(page.locator(".pair section").first).to_contain_text(before)
-    expect(page.locator(".pair section").last).to_contain_text("heron")
-    assert violations(page) == []
-    page.get_by_role("button", name="Send").click()
-    fate = page.locator("#items a .pill").first
-    expect(fate).to_have_text("Waits for training")
-
-    board = visit(f"{system.url}/dashboard", None)
-    board.get_by_role("button", name="Start a round …").click()
-    board.get_by_role("dialog").get_by_role("button", name="Start a round").click()
-    expect(fate).to_have_text(re.compile("Learned|Not learned|Left out|Set aside"), timeout=DEMO_S * 1000)
-    assert fate.inner_text() == "Learned", judged(system)
+    expect(page.locator("#items a .pill").first).to_have_text("Learned")
     page.get_by_role("button", name="Ask again").click()
     expect(page.get_by_role("heading", name="It says now")).to_be_visible()
     assert violations(page) == []
-    assert ask(chat, QUESTION)[1] != before
 
+    board = visit(f"{system.url}/dashboard", None)
     learned = max(one["version"] for one in listed(system, "/v1/policies"))
     expect(board.locator("#says")).to_contain_text(f"Serving apprentice@{learned:06d}")
     for title in PANELS:
         expect(board.get_by_role("region", name=title, exact=False).first).to_be_visible()
-    board.get_by_role("button", name="Details of round").first.click()
-    lessons = board.get_by_role("table", name="Lessons of round").first
-    expect(lessons.get_by_role("row")).to_have_count(1 + len(BESIDE) + 1)
+    rounds = [one["round"] for one in listed(system, "/v1/feedback") if one["kind"] == "correction"]
+    board.get_by_role("button", name="Details of round 1", exact=True).click()
+    lessons = board.get_by_role("table", name="Lessons of round 1", exact=True)
+    expect(lessons.get_by_role("row")).to_have_count(1 + rounds.count(1))
     assert violations(board) == []
     board.get_by_role("button", name="Roll back …").click()
     board.get_by_role("dialog").get_by_role("button", name="Roll back").click()
-    expect(board.locator("#says")).to_contain_text(f"Serving apprentice@{learned - 1:06d}")
-    assert ask(chat, QUESTION)[1] == before
+    before = f"apprentice@{learned - 1:06d}"
+    expect(board.locator("#says")).to_contain_text(f"Serving {before}")
+    asked = FACTS[0].question
+    assert ask(chat, asked)[1] == ask(chat, asked, before)[1]
 
 
 @pytest.mark.long
