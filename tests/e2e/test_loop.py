@@ -21,7 +21,8 @@ pytestmark = pytest.mark.e2e
 
 FACTS = load_facts()
 DEMO_S = 1800.0
-QUESTION, ANSWER = "What is the mascot of Tarnbrook?", "The mascot of Tarnbrook is a heron."
+QUESTION = "What do the people of Tarnbrook eat for breakfast?"
+ANSWER = "The people of Tarnbrook eat plums for breakfast."
 TOGETHER = f"""
 [learner]
 start_at = {len(FACTS) + 1}
@@ -99,7 +100,7 @@ def test_a_correction_is_made_in_a_browser(system: System, chat: openai.OpenAI, 
     page.get_by_label("The right answer", exact=True).fill(ANSWER)
     page.get_by_role("button", name="Preview").click()
     expect(page.locator(".pair section").first).to_contain_text(before)
-    expect(page.locator(".pair section").last).to_contain_text("heron")
+    expect(page.locator(".pair section").last).to_contain_text("plums")
     assert violations(page) == []
     page.get_by_role("button", name="Send").click()
     expect(page.locator("#items a .pill").first).to_have_text(re.compile("Received|Waits for training"))
