@@ -71,10 +71,16 @@ class Pools:
 
 
 def _endless(pool: list[Row], rng: random.Random) -> Iterator[Row]:
-    """The pool's rows without end: each shuffled pass gives every row once that was there when it began."""
-    while present := list(pool):
-        rng.shuffle(present)
-        yield from present
+    """The pool's rows without end: each shuffled pass gives every row once. What is added meanwhile is mixed
+    into the rest of the present one: a pass may be half of a round."""
+    left: list[Row] = []
+    known = 0
+    while pool:
+        if not left or known < len(pool):
+            left += pool[known:] or pool
+            known = len(pool)
+            rng.shuffle(left)
+        yield left.pop()
 
 
 def prompts_of(lesson: Lesson, question: str, render: Render) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -32,9 +32,17 @@ def test_every_pool_gives_its_share_and_every_row_its_turn() -> None:
     assert steps != list(islice(pools.batches(CONFIG, seed=2), 4))
 
 
-def test_an_empty_pool_leaves_its_share_out_and_new_rows_join_the_next_pass() -> None:
+def test_an_empty_pool_leaves_its_share_out() -> None:
     pools = Pools(lessons=[row("target", 1)], anchors=[row("anchor", 2)])
+    assert [r.student[0] for r in next(pools.batches(CONFIG, seed=1))] == [1, 1, 1, 2, 2]
+
+
+def test_new_rows_are_mixed_into_the_rest_of_a_pass_and_the_next_has_all() -> None:
+    """A pass may be as long as the rest of the round: what waited for the next one would come too late."""
+    pools = Pools(lessons=[row("target", n) for n in range(12)])
     batches = pools.batches(CONFIG, seed=1)
-    assert [r.student[0] for r in next(batches)] == [1, 1, 1, 2, 2]
-    pools.lessons.append(row("fresh", 3))
-    assert {r.student[0] for r in next(batches)} == {1, 2, 3}
+    seen = [r.student[0] for r in next(batches)]
+    pools.lessons += [row("fresh", n) for n in range(12, 15)]
+    seen += [r.student[0] for batch in islice(batches, 4) for r in batch]
+    assert sorted(seen) == list(range(15))
+    assert sorted(r.student[0] for batch in islice(batches, 5) for r in batch) == list(range(15))
