@@ -11,6 +11,7 @@ from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 E2E = "tests/e2e/"
+"""Where all lies that needs vLLM."""
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,7 @@ def model_dir() -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs vLLM first: it takes longest."""
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    items.sort(key=lambda item: not item.nodeid.startswith(E2E))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -25,7 +25,7 @@ from tests.server.stub_policies import StubPolicies
 
 CONFIG = {
     "generation": {
-        "max-examples": 100,  # for each operation, beside those that try each field's limits
+        "max-examples": 200,  # for each operation, beside those that try each field's limits
         "deterministic": True,
         "no-shrink": True,
         "database": "none",

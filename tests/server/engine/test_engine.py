@@ -1,4 +1,4 @@
-"""The engine's circle on a process that looks like vLLM, and the contract on the real one (e2e)."""
+"""The engine's circle on a process that looks like vLLM."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The zero adapter: its bytes, and that vLLM serves base under it (e2e)."""
+"""The zero adapter: its bytes, and what it is made from."""
 
 import json
 from pathlib import Path
