@@ -60,7 +60,7 @@ def needed(alias: Alias, rounds: Sequence[Round], rejected: Collection[int]) -> 
     return {*alias.recent(1 + KEPT), *(made - been - set(rejected)), *parents, alias.previous or 0}
 
 
-def beyond(releases: Sequence[Release], newest: int, keep: Collection[int]) -> list[Release]:
+def beyond(releases: Collection[Release], newest: int, keep: Collection[int]) -> list[Release]:
     """Those that are neither kept nor among the newest."""
     latest = sorted((release.version for release in releases), reverse=True)[:newest]
     return [release for release in releases if release.version not in {*keep, *latest}]
@@ -145,7 +145,7 @@ class AdapterStore:
             with self._reaching("delete", release):
                 self._delete(release)
 
-    def sweep(self, releases: Sequence[Release], keep: Collection[int]) -> None:
+    def sweep(self, releases: Collection[Release], keep: Collection[int]) -> None:
         """Delete from this machine those of the log's `releases` that nothing keeps.
 
         Where a store has them, at once. Without one it is for good: the newest stay as well, and only the

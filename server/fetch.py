@@ -41,8 +41,8 @@ class Fetcher:
         self._failed: dict[int, _Failed] = {}
         self._held: Counter[int] = Counter()
         self._sweeping = asyncio.Lock()
-        self._swept: set[int] = set()
-        """What was kept last time."""
+        self._swept: tuple[set[Release], set[int]] = set(), set()
+        """The releases that were looked at last time, and the versions that were kept."""
 
     def waits_for(self, version: int) -> str | None:
         """Why the last attempt to get this version failed; None when it is here, or was never wanted."""
@@ -78,10 +78,10 @@ class Fetcher:
         """
         async with self._sweeping:
             releases, keep = await asyncio.to_thread(plan)
-            keep = {*keep, *+self._held}
-            if keep != self._swept:
-                await asyncio.to_thread(self._store.sweep, releases, keep)
-                self._swept = keep
+            work = set(releases), {*keep, *+self._held}
+            if work != self._swept:
+                await asyncio.to_thread(self._store.sweep, *work)
+                self._swept = work
 
     @asynccontextmanager
     async def hold(self, version: int) -> AsyncIterator[None]:

@@ -243,6 +243,7 @@ def test_without_a_store_old_releases_are_deleted_and_promoting_one_says_so(
 
 def test_while_the_log_has_not_been_read_nothing_is_deleted(running: Running, alone: AdapterStore) -> None:
     running.stop_following()
+    running.run(Follower(running.gateway).reconcile())
     running.gateway.behind = "the log cannot be read"
     releases = [release(running, alone, version, 0) for version in range(1, 7)]
     refused = [ReleaseRejected(version=one.version, why="x", by="server") for one in releases]
