@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 E2E = "tests/e2e/"
 """Where all lies that needs vLLM."""
+
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

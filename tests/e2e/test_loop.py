@@ -147,6 +147,8 @@ def test_it_learns_although_each_part_is_killed_once(system: System, chat: opena
 def test_the_browser_says_that_it_was_learned_and_takes_it_back(
     system: System, chat: openai.OpenAI, visit: Visits
 ) -> None:
+    base = f"apprentice@{0:06d}"
+    assert ask(chat, QUESTION)[1] != ask(chat, QUESTION, base)[1]
     page = visit(f"{system.url}/corrections", None)
     opened(page)
     expect(page.locator("#items a .pill").first).to_have_text("Learned")
