@@ -108,7 +108,7 @@ class Bench:
     def _facts(self) -> Iterator[Run]:
         task = self._tasks()[:1]
         same = self.config.model_copy(update=SAME)
-        curve, stops = (0, 12) if self.quick else (28, 20)
+        curve, stops = (0, 12) if self.quick else (60, 20)
         for seed in range(self.seeds):
             yield Run("facts", "sdft", seed, task, self.config, curve=curve)
             if not self.quick:
