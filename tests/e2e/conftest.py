@@ -1,7 +1,5 @@
 """One real vLLM, which all these tests share."""
 
-import asyncio
-import threading
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +12,9 @@ from server.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.zero import write_zero
 from server.policies import Policies
+from tests.background import Background
 
 T = TypeVar("T")
-
-
-class Background:
-    """An event loop on a thread of its own, so that what lives there goes on between and during tests."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T], timeout_s: float = 300) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout_s)
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
 
 
 @pytest.fixture(scope="session")

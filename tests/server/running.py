@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -26,6 +25,7 @@ from server.gateway import Gateway
 from server.identity import Receipts
 from server.metrics import Metrics
 from server.news import News
+from tests.background import Background
 from tests.server.scripted_vllm import ScriptedVLLM
 
 T = TypeVar("T")
@@ -84,9 +84,7 @@ class Running:
     """Everything started; `stop` ends it. `vllm`, `log` and `gateway` are there to look at."""
 
     def __init__(self, directory: Path, policies: Any, **config: Any) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        self._background = Background()
         self._directory = directory
         self._clients: list[httpx.Client | openai.OpenAI] = []
         self.log = GatedLog()
@@ -94,11 +92,11 @@ class Running:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the gateway's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
+        return self._background.run(work, 120)
 
     def start(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Start a coroutine on the gateway's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return self._background.start(work)
 
     def client(self, key: str = "ann-key", **more: Any) -> httpx.Client:
         headers = {"authorization": f"Bearer {key}"}
@@ -123,9 +121,7 @@ class Running:
         for client in self._clients:
             client.close()
         self.run(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._background.close()
 
     async def _start(self, policies: Any, config: ServerConfig) -> None:
         self.vllm = ScriptedVLLM()
