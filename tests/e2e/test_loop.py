@@ -147,8 +147,6 @@ def test_it_learns_although_each_part_is_killed_once(system: System, chat: opena
 def test_the_browser_says_that_it_was_learned_and_takes_it_back(
     system: System, chat: openai.OpenAI, visit: Visits
 ) -> None:
-    base = f"apprentice@{0:06d}"
-    assert ask(chat, QUESTION)[1] != ask(chat, QUESTION, base)[1]
     page = visit(f"{system.url}/corrections", None)
     opened(page)
     expect(page.locator("#items a .pill").first).to_have_text("Learned")
@@ -166,6 +164,7 @@ def test_the_browser_says_that_it_was_learned_and_takes_it_back(
     lessons = board.get_by_role("table", name="Lessons of round 1", exact=True)
     expect(lessons.get_by_role("row")).to_have_count(1 + rounds.count(1))
     assert violations(board) == []
+    assert ask(chat, QUESTION)[1] != ask(chat, QUESTION, "apprentice@base")[1]
     board.get_by_role("button", name="Roll back …").click()
     board.get_by_role("dialog").get_by_role("button", name="Roll back").click()
     before = f"apprentice@{learned - 1:06d}"
