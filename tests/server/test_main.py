@@ -8,7 +8,6 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import httpx
 import pytest
 
 from server.__main__ import follow, listen, url_of
+from tests.background import Background
 from tests.server.adapters import write_stub_model
 from tests.server.running import Running
 from tests.server.scripted_vllm import ScriptedVLLM
@@ -34,14 +34,12 @@ class Processes:
         self._socket = directory / "v.sock"
         self.model = directory / "model"
         write_stub_model(self.model)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        self._background = Background()
         self.on_loop(self.vllm.start(self._socket))
         self.started: list[subprocess.Popen[str]] = []
 
     def on_loop(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
+        return self._background.run(work, 120)
 
     def start(self, **env: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
@@ -76,9 +74,7 @@ class Processes:
             process.kill()
             process.communicate()
         self.on_loop(self.vllm.stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._background.close()
 
 
 @pytest.fixture
