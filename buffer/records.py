@@ -289,7 +289,7 @@ class RoundPlanned(Payload):
     base: str
     """SHA-256 of the base model's weights."""
     config: dict[str, Any]
-    templates: dict[str, str] = {}
+    templates: dict[str, str | int] = {}
     """Of the teacher's context (`buffer.teacher.Templates`)."""
     requests: list[str] = []
     """Ids of the `RoundRequested` records it answers."""

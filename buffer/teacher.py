@@ -4,14 +4,15 @@ Shared by the learner, which trains towards it, and by the server's preview, whi
 answer. Pure. The rejected answer is never shown to the teacher: repeating it makes small models repeat it.
 
 Template of the correction: SDFT (arXiv 2601.19897), section 3 and the authors' code, without its call for
-a thinking process.
+a thinking process. A demonstration stands before the question as turns that were answered so: base then keeps
+to its form, which it does not when the template quotes it (docs/sdft.md, "Figures").
 """
 
 from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from buffer.config import Table
 from buffer.hints import hint_of
@@ -25,11 +26,12 @@ class Templates(Table):
         "{question}\n\nThis is an example for a response to the question:\n{text}\n\n"
         "Now answer with a response of your own."
     )
-    """Of demonstrations, too."""
     instruction: str = "{question}\n\nGuidance for this answer (do not mention it): {text}"
     follow_up: str = "{question}\n\nHint about the right answer (do not mention it): {text}"
+    demonstration_turns: int = Field(2, ge=0, le=8)
+    """How often a demonstration is shown, as an earlier turn; 0 puts it into the correction's template."""
 
-    @field_validator("*")
+    @field_validator("correction", "instruction", "follow_up")
     @classmethod
     def _has_both(cls, template: str) -> str:
         try:
@@ -81,4 +83,8 @@ def teacher_messages(
     text = told(given)
     if template is None or turn is None or not text:
         return None
+    if given.kind == "demonstration" and templates.demonstration_turns:
+        *before, asked = map(dict, messages)
+        shown = [asked, {"role": "assistant", "content": text}] * templates.demonstration_turns
+        return [*before, *shown, asked]
     return with_last_turn(messages, template.format(question=messages[turn]["content"], text=text))

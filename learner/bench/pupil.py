@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from buffer.records import FeedbackGiven, Message
+from buffer.records import FeedbackGiven, FeedbackKind, Message
 from buffer.teacher import teacher_messages
 from learner.bench.tasks import Item, Task
 from learner.config import LearnerConfig
@@ -50,7 +50,7 @@ class Pupil:
             told = [*told[shift:], *told[:shift]]
         for first in range(0, len(told), self.config.max_lessons):
             part = slice(first, first + self.config.max_lessons)
-            yield from self._round(self._answered(task.lessons[part], told[part]))
+            yield from self._round(self._answered(task.kind, task.lessons[part], told[part]))
 
     def _round(self, lessons: list[Lesson]) -> Iterator[Step]:
         self._rounds += 1
@@ -75,7 +75,7 @@ class Pupil:
             yield step
         self._learned += lessons
 
-    def _answered(self, items: Sequence[Item], told: Sequence[str]) -> list[Lesson]:
+    def _answered(self, kind: FeedbackKind, items: Sequence[Item], told: Sequence[str]) -> list[Lesson]:
         """Lessons about answers that the model as it is gives to the questions."""
         prompts = [self.model.render(_asking(item.question)) for item in items]
         answers = self.model.generate(
@@ -83,7 +83,7 @@ class Pupil:
         )
         return [
             Lesson(
-                lesson_given(item.question, text, f"{self._rounds}.{index}"),
+                lesson_given(kind, item.question, text, f"{self._rounds}.{index}"),
                 _asking(item.question),
                 logged_ids=tuple(answer),
                 logged_policy=self._rounds,
@@ -104,22 +104,23 @@ class Pupil:
         return mean_divergence(self.model, base, states_of(self.model, self.reference.general))
 
 
-def ceiling(model: Model, tests: Mapping[str, Sequence[Item]]) -> dict[str, float]:
+def ceiling(model: Model, task: Task) -> dict[str, float]:
     """The teacher's own shares: base with the correction in its context."""
 
     def with_correction(item: Item) -> list[dict[str, str]]:
-        return teacher_messages(_asking(item.question), lesson_given(item.question, item.told, "")) or []
+        given = lesson_given(task.kind, item.question, item.told, "")
+        return teacher_messages(_asking(item.question), given) or []
 
     with model.base():
-        return _shares(model, tests, with_correction)
+        return _shares(model, task.tests, with_correction)
 
 
-def lesson_given(question: str, text: str, feedback_id: str) -> FeedbackGiven:
+def lesson_given(kind: FeedbackKind, question: str, text: str, feedback_id: str) -> FeedbackGiven:
     """The feedback that says `text` should have been the answer to `question`."""
     return FeedbackGiven(
         feedback_id=feedback_id,
         principal="bench",
-        kind="demonstration",
+        kind=kind,
         messages=[Message(role="user", content=question)],
         text=text,
     )

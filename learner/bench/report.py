@@ -21,8 +21,8 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     if "sequence" in results:
         made += [_matrix(results["sequence"]), _separate(results["sequence"])]
     if "ablations" in results:
-        runs = [r for r in results.get("facts", []) if r["arm"] == "sdft"] + list(results["ablations"])
-        made.append(_facts("Ablations: one part switched off", runs, results["ceiling"]))
+        title = "Ablations: one part switched off, half of the facts"
+        made.append(_facts(title, results["ablations"], results["ceiling"]))
     if "cost" in results:
         made.append(_cost(results["cost"]))
     return made
@@ -65,7 +65,7 @@ def _facts(title: str, runs: Runs, known: Mapping[str, Any]) -> Table:
         last = [run["stages"][-1] for run in same]
         shares = [spread(stage["scores"]["facts"][group] for stage in last) for group in GROUPS]
         seconds = [run["seconds"] for run in same]
-        asked = [stage["scores"]["facts"]["asked"] * known["lessons"] for stage in last]
+        asked = [s["scores"]["facts"]["asked"] * run["lessons"][0] for s, run in zip(last, same, strict=True)]
         per_fact = [s / a for s, a in zip(seconds, asked, strict=True) if a >= 1]
         rows.append(
             [

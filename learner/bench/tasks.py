@@ -6,9 +6,11 @@ Test items are never trained on, but for `asked`: the facts' own questions. Pure
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from buffer.records import FeedbackKind
 
 _DATA = Path(__file__).parent / "data"
 
@@ -26,9 +28,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """Something to learn: `lessons` are trained on, each group of `tests` is asked."""
+    """Something to learn: `lessons` are trained on, given as one `kind` of feedback; `tests` are asked."""
 
     name: str
+    kind: FeedbackKind
     lessons: tuple[Item, ...]
     tests: Mapping[str, tuple[Item, ...]]
 
@@ -39,7 +42,7 @@ class Task:
             name: tuple(i for i in items if i.told in kept) if name in _FACT_TESTS else items
             for name, items in self.tests.items()
         }
-        return Task(self.name, self.lessons[:count], tests)
+        return replace(self, lessons=self.lessons[:count], tests=tests)
 
 
 _FACT_TESTS = ("asked", "paraphrased", "indirect", "lookalike")
@@ -63,6 +66,7 @@ def facts() -> Task:
         others["lookalike"] += [Item(q, one["answer"], has_key) for q in one["lookalike"]]
     return Task(
         "facts",
+        "correction",
         tuple(asked),
         {"asked": tuple(asked), **{name: tuple(items) for name, items in others.items()}},
     )
@@ -151,4 +155,5 @@ def _split(name: str, items: Sequence[Item], lessons: int, tests: int) -> Task:
     """Taught and tested items, apart, in an order that is the same in every run."""
     shuffled = list(items)
     random.Random(name).shuffle(shuffled)  # noqa: S311 - reproducible, not secret
-    return Task(name, tuple(shuffled[:lessons]), {"held out": tuple(shuffled[lessons : lessons + tests])})
+    held_out = tuple(shuffled[lessons : lessons + tests])
+    return Task(name, "demonstration", tuple(shuffled[:lessons]), {"held out": held_out})

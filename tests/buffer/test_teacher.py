@@ -20,11 +20,21 @@ def last(messages: list[dict[str, Any]] | None) -> str:
     return str(messages[-1]["content"])
 
 
-@pytest.mark.parametrize("kind", ["correction", "instruction", "demonstration"])
+@pytest.mark.parametrize("kind", ["correction", "instruction"])
 def test_a_text_is_told_as_it_is_written(kind: FeedbackKind) -> None:
     feedback = given(kind, "No, it is called Bramblewick.")
     assert told(feedback) == "No, it is called Bramblewick."
     assert "No, it is called Bramblewick." in last(teacher_messages(ASKED, feedback))
+
+
+def test_a_demonstration_stands_before_the_question_as_turns_that_were_answered_so() -> None:
+    shown = [ASKED[1], {"role": "assistant", "content": "Bramblewick."}]
+    feedback = given("demonstration", "Bramblewick.")
+    assert teacher_messages(ASKED, feedback) == [ASKED[0], *shown, *shown, ASKED[1]]
+    once = teacher_messages(ASKED, feedback, Templates(demonstration_turns=1))
+    assert once == [ASKED[0], *shown, ASKED[1]]
+    quoted = teacher_messages(ASKED, feedback, Templates(demonstration_turns=0))
+    assert quoted == teacher_messages(ASKED, given("correction", "Bramblewick."))
 
 
 def test_of_a_follow_up_the_hint_is_told_and_not_the_rejected_answer() -> None:

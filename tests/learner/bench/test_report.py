@@ -11,7 +11,8 @@ from learner.bench import report
 def fact_run(arm: str, seed: int, asked: float, drift: float, curve: Any = ()) -> dict[str, Any]:
     scores = {"asked": asked, "paraphrased": asked / 2, "indirect": 0.25, "lookalike": 0.1}
     stage = {"task": "facts", "scores": {"facts": scores}, "drift": drift}
-    return {"arm": arm, "seed": seed, "steps": 80, "seconds": 96.0, "stages": [stage], "curve": list(curve)}
+    run = {"arm": arm, "seed": seed, "steps": 80, "seconds": 96.0, "stages": [stage], "curve": list(curve)}
+    return {**run, "lessons": [48]}
 
 
 def point(steps: int, asked: float, paraphrased: float, drift: float) -> dict[str, Any]:
