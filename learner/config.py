@@ -56,7 +56,7 @@ class LearnerConfig(Table):
     """How much such a row counts, where any other counts 1."""
     tokens_per_pass: int = Field(640, ge=64)
     """In one forward and backward pass: a step takes as many as it needs. Fewer need less memory."""
-    learning_rate: float = Field(1.5e-3, gt=0)
+    learning_rate: float = Field(1.2e-3, gt=0)
     whitened: bool = True
     """Whether steps are taken in coordinates in which layers' inputs are white (`learner.whitening`)."""
     warmup_steps: int = Field(4, ge=0)

@@ -122,7 +122,9 @@ class Curriculum:
             return Wordings((), tuple(rephrased(question, HELD_OUT)))
         rng = random.Random(f"words {self.seed} {question}")  # noqa: S311 - reproducible, not secret
         mixed = scrambled(question, self.config.scrambled_questions, rng)
-        return Wordings((*rephrased(question, TRAINED), *mixed), tuple(rephrased(question, HELD_OUT)))
+        answer = "" if lesson.given.kind in TEACHER_ANSWERS else lesson.given.text or ""
+        framed = rephrased(question, TRAINED, answer)
+        return Wordings((*framed, *mixed), tuple(rephrased(question, HELD_OUT)))
 
     def _taught(
         self, lessons: Sequence[Lesson], targets: Sequence[list[int]], wordings: Sequence[Wordings]
@@ -181,7 +183,8 @@ class Curriculum:
             swapped = lookalikes(lesson.question, self.model.decode(target), count, rng, subjects)
             self.left_out["no_lookalike"] += count > 0 and not swapped
             for question, answer in swapped:
-                put = with_last_turn(lesson.messages, rng.choice([question, *rephrased(question, frames)]))
+                wording = rng.choice([question, *rephrased(question, frames, answer)])
+                put = with_last_turn(lesson.messages, wording)
                 prompt = tuple(self.model.render(put, lesson.tools))
                 row = Row("lookalike", prompt, prompt, (*self.model.encode(answer), self.model.eos))
                 rows += [row] if (fits := row.fits(self.limits)) else []

@@ -1,5 +1,7 @@
 """Rephrasings: varied, and never the same for training and for the gate."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,29 @@ def test_frames_embed_and_cut_down() -> None:
     made = rephrased("What color is the Quillmoor logo?", TRAINED)
     assert "Tell me what color is the Quillmoor logo." in made
     assert "color Quillmoor logo?" in made
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "asking"),
+    [
+        ("In which city was Ida born?", "Ida was born in Plovdiv.", "Ida was born in {which city}"),
+        ("Who is the head of Oskurn?", "The head of Oskurn is Ida Yoon.", "The head of Oskurn is {who}"),
+        ("Which animal is its sign?", "A pangolin is its sign.", "{which animal} is its sign"),
+        ("What does Oskurn cost?", "Oskurn costs $217.", "Oskurn costs {what}"),
+        ("What does Oskurn cost?", "Oskurn costs $217 a year.", None),  # says two things
+        ("Which prize did Ida win?", "She won it. It was the Halvorsen Medal.", None),
+        ("Label: it is late", "Late", None),
+        ("Switch on the lamp.", '{"do": "on", "what": "lamp"}', None),
+    ],
+)
+def test_what_an_answer_adds_is_asked_for(question: str, answer: str, asking: str | None) -> None:
+    without = rephrased(question, TRAINED)
+    made = [wording for wording in rephrased(question, TRAINED, answer) if wording not in without]
+    if asking is None:
+        assert made == []
+    else:
+        before, gap, after = re.split(r"{(.+)}", asking)
+        assert made == [f"{before}{gap}{after}?", f"Fill in the gap: {before}___{after}."]
 
 
 def test_a_frame_that_does_not_suit_is_left_out() -> None:
