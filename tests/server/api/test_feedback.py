@@ -236,10 +236,12 @@ def test_a_preview_asks_the_base_with_the_feedback_in_its_context(running: Runni
 
 
 def test_a_preview_of_a_demonstration_needs_no_completion(running: Running) -> None:
-    body = {"kind": "demonstration", "messages": [{"role": "user", "content": "q?"}], "text": "a!"}
+    asked = {"role": "user", "content": "q?"}
+    body = {"kind": "demonstration", "messages": [asked], "text": "a!"}
     found = running.client().post("/v1/feedback/preview", json=body).json()
-    assert "a!" in found["text"]
     assert found["check_passed"] is None
+    shown = [asked, {"role": "assistant", "content": "a!"}]
+    assert running.vllm.requests[-1]["messages"] == [*shown, *shown, asked]
 
 
 def test_what_has_no_teacher_cannot_be_previewed(running: Running) -> None:
