@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from buffer.teacher import TEACHER_ANSWERS, told, with_last_turn
+from buffer.teacher import told, with_last_turn
 from learner.config import LearnerConfig
 from learner.lessons import Lesson, Limits, answered
 from learner.lookalike import lookalikes, subjects_of
@@ -85,11 +85,11 @@ class Curriculum:
         only something about the answer, what the teacher answers with that in its context. Empty where the
         hint of a follow-up does not show in that."""
         ids = {
-            le.feedback_id: [*self.model.encode(le.given.text or ""), self.model.eos]
+            le.feedback_id: [*self.model.encode(le.answer), self.model.eos]
             for le in lessons
-            if le.given.kind not in TEACHER_ANSWERS
+            if le.answer is not None
         }
-        unsaid = [le for le in lessons if le.given.kind in TEACHER_ANSWERS]
+        unsaid = [le for le in lessons if le.answer is None]
         with self.model.base():
             prompts = [prompts_of(le, le.question, self.model.render)[1] for le in unsaid]
             answers = self.model.generate(prompts, max_tokens=self.config.max_completion_tokens)
@@ -122,8 +122,7 @@ class Curriculum:
             return Wordings((), tuple(rephrased(question, HELD_OUT)))
         rng = random.Random(f"words {self.seed} {question}")  # noqa: S311 - reproducible, not secret
         mixed = scrambled(question, self.config.scrambled_questions, rng)
-        answer = "" if lesson.given.kind in TEACHER_ANSWERS else lesson.given.text or ""
-        framed = rephrased(question, TRAINED, answer)
+        framed = rephrased(question, TRAINED, lesson.answer or "")
         return Wordings((*framed, *mixed), tuple(rephrased(question, HELD_OUT)))
 
     def _taught(

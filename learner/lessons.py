@@ -11,7 +11,7 @@ from typing import Any
 
 from buffer.exchanges import Exchange
 from buffer.records import Decision, ExchangeClosed, FeedbackGiven
-from buffer.teacher import DEFAULT, Templates, last_user_turn, teacher_messages, told
+from buffer.teacher import DEFAULT, TEACHER_ANSWERS, Templates, last_user_turn, teacher_messages, told
 from buffer.view import Feedback
 
 Render = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]] | None], list[int]]
@@ -52,6 +52,11 @@ class Lesson:
     def question(self) -> str:
         """The text of the turn being answered."""
         return str(self.messages[-1]["content"])
+
+    @property
+    def answer(self) -> str | None:
+        """The right answer; None where the feedback only says something about it and the teacher gives it."""
+        return None if self.given.kind in TEACHER_ANSWERS else self.given.text or ""
 
     def teacher(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
         """The teacher's messages in place of `messages` (`buffer.teacher.teacher_messages`)."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from buffer.files import make_directory, publish_directory
-from buffer.teacher import TEACHER_ANSWERS, with_last_turn
+from buffer.teacher import with_last_turn
 from learner.config import LearnerConfig
 from learner.gate import Evaluation, KeptResult, LessonResult, degenerate
 from learner.lessons import Lesson, answered
@@ -278,7 +278,7 @@ def _target_row(model: Model, lesson: Lesson, question: str) -> Row:
     """What the lesson wants said to `question`, as a row to score: a correction's own words, or the teacher's
     greedy answer where the feedback only says something about it."""
     student, teacher = prompts_of(lesson, question, model.render)
-    if lesson.given.kind not in TEACHER_ANSWERS:
-        return Row("target", student, teacher, (*model.encode(lesson.given.text or ""), model.eos))
+    if lesson.answer is not None:
+        return Row("target", student, teacher, (*model.encode(lesson.answer), model.eos))
     with model.base():
         return Row("target", student, teacher, tuple(model.generate([teacher], max_tokens=ANSWER_TOKENS)[0]))

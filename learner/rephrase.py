@@ -55,6 +55,7 @@ def rephrased(question: str, frames: tuple[str, ...], answer: str = "") -> list[
     words = [w for w in _WORD.findall(bare) if w.lower() not in _FUNCTION_WORDS]
     others = [w for w in words if w.removesuffix("'s") not in names]
     before, after = _around_the_new(bare, answer)
+    gapped = bool(before or after)
     asking = _ASKING.match(bare)
     parts = {
         "question": bare,
@@ -64,8 +65,8 @@ def rephrased(question: str, frames: tuple[str, ...], answer: str = "") -> list[
         "subject": subject or "",
         "spoken": f"{first.lower()} {_pronoun(rest, subject)}" if subject and rest else "",
         "about": " ".join(others).capitalize() if names else "",
-        "asking": f"{before}{asking[1].lower() if asking else 'what'}{after}" if before + after else "",
-        "gap": f"{before}___{after}" if before + after else "",
+        "asking": f"{before}{asking[1].lower() if asking else 'what'}{after}" if gapped else "",
+        "gap": f"{before}___{after}" if gapped else "",
     }
     made: list[str] = []
     for frame in frames:
