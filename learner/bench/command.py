@@ -38,7 +38,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parents=[common],
         help="what is learned, kept and leaked, and at what cost, with controls (hours on 2 cores)",
     )
-    learning.add_argument("--quick", action="store_true", help="four facts and the cost: about six minutes")
+    learning.add_argument("--quick", action="store_true", help="four facts and the cost: minutes")
     learning.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each arm (3)")
     learning.add_argument("--only", choices=PARTS, action="append", help="this part alone; may be repeated")
     learning.add_argument("--out", type=Path, default=Path("bench-learning"), metavar="DIR",
@@ -81,7 +81,7 @@ def _learning(options: argparse.Namespace) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     model = Model.load(directory, rank=config.rank, alpha=config.alpha, device=device_of(options.device))
-    reference = load_reference(model, options.out)
+    reference = load_reference(model, shared.state / "learner")
     parts = tuple(options.only or (("facts", "cost") if options.quick else PARTS))
     bench = Bench(
         model, reference, options.out, 1 if options.quick else options.seeds, options.quick, config, _say

@@ -10,6 +10,8 @@ Table = tuple[str, Sequence[str], list[list[str]]]
 """Title, column heads, rows."""
 
 GROUPS = ("asked", "paraphrased", "indirect", "lookalike")
+UNTAUGHT = {"base": "base", "teacher": "teacher in context"}
+"""What stands above those that were taught."""
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
@@ -19,7 +21,8 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
         made.append(_facts("Facts: share of right answers, and drift", results["facts"], results["ceiling"]))
         made.append(_against_plain(results["facts"]))
     if "sequence" in results:
-        made += [_matrix(results["sequence"]), _separate(results["sequence"])]
+        matrix = _matrix(results["sequence"], results["ceiling"])
+        made += [matrix, _separate(results["sequence"])]
     if "ablations" in results:
         title = "Ablations: one part switched off, half of the facts"
         made.append(_facts(title, results["ablations"], results["ceiling"]))
@@ -56,11 +59,11 @@ def _best(run: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _facts(title: str, runs: Runs, known: Mapping[str, Any]) -> Table:
-    heads = ["", *(f"{group} %" for group in GROUPS), "drift", "steps", "s", "s / fact"]
+    heads = ["", "lessons", *(f"{group} %" for group in GROUPS), "drift", "steps", "s", "s / fact"]
     rows = []
-    for name, scores in known["facts"].items():
-        shares = [f"{100 * scores[group]:.0f}" for group in GROUPS]
-        rows.append([name if name == "base" else "teacher in context", *shares, "0", "", "", ""])
+    for name, who in UNTAUGHT.items():
+        shares = [f"{100 * known['facts'][name][group]:.0f}" for group in GROUPS]
+        rows.append([who, "0", *shares, "0", "", "", ""])
     for arm, same in by_arm(runs).items():
         last = [run["stages"][-1] for run in same]
         shares = [spread(stage["scores"]["facts"][group] for stage in last) for group in GROUPS]
@@ -70,6 +73,7 @@ def _facts(title: str, runs: Runs, known: Mapping[str, Any]) -> Table:
         rows.append(
             [
                 arm,
+                str(same[0]["lessons"][0]),
                 *shares,
                 spread((stage["drift"] for stage in last), 3, 1.0),
                 str(same[0]["steps"]),
@@ -105,10 +109,13 @@ def _against_plain(runs: Runs) -> Table:
     return "Drift at the same recall", heads, rows
 
 
-def _matrix(runs: Runs) -> Table:
+def _matrix(runs: Runs, known: Mapping[str, Any]) -> Table:
     """Accuracy on every task after every stage."""
     tasks = [stage["task"] for stage in runs[0]["stages"]]
-    rows = []
+    rows = [
+        [who, "", *(f"{100 * _accuracy(known[task][name]):.0f}" for task in tasks), "0"]
+        for name, who in UNTAUGHT.items()
+    ]
     for arm, same in by_arm(runs).items():
         if arm.startswith("separate"):
             continue

@@ -79,6 +79,7 @@ def test_an_empty_context_teaches_no_correction_and_shuffled_ones_teach_others(
 
 def test_results_are_plain_json(tiny: Model, reference: Reference, tmp_path: Path) -> None:
     bench = Bench(tiny, reference, tmp_path, seeds=1, quick=True, config=CONFIG)
-    kept = bench.run([])
-    assert json.loads((tmp_path / "runs" / "ceiling.json").read_text()) == kept["ceiling"]
-    assert kept["ceiling"]["lessons"] == 4
+    kept = bench.run([])["ceiling"]
+    assert list(kept) == ["facts"]
+    assert json.loads((tmp_path / "runs" / "ceiling--facts.json").read_text()) == kept["facts"]
+    assert kept["facts"]["lessons"] == 4

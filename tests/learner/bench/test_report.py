@@ -30,7 +30,8 @@ def sequence_run(arm: str, *stages: dict[str, Any]) -> dict[str, Any]:
 CURVE = [point(20, 0.5, 0.2, 0.4), point(40, 0.95, 0.3, 0.9), point(60, 1.0, 0.25, 1.2)]
 RESULTS: dict[str, Any] = {
     "ceiling": {
-        "lessons": 48,
+        "a": {"base": {"held out": 0.0}, "teacher": {"held out": 0.92}},
+        "b": {"base": {"held out": 0.1}, "teacher": {"held out": 1.0}},
         "facts": {
             "base": dict.fromkeys(report.GROUPS, 0.0),
             "teacher": {"asked": 1.0, "paraphrased": 0.9, "indirect": 0.8, "lookalike": 0.5},
@@ -63,9 +64,9 @@ def rows(title: str) -> list[list[str]]:
 def test_arms_are_told_with_their_spread_and_only_the_tuned_rate() -> None:
     told = {row[0]: row for row in rows("Facts")}
     assert set(told) == {"base", "teacher in context", "sdft", "sft 0.001"}
-    assert told["sdft"][1] == "95 ± 7"
-    assert told["sdft"][5] == "0.060 ± 0.014"
-    assert told["sdft"][8] == "2.1 ± 0.2"  # 96 s for 43.2 and for 48 facts
+    assert told["sdft"][1:3] == ["48", "95 ± 7"]
+    assert told["sdft"][6] == "0.060 ± 0.014"
+    assert told["sdft"][9] == "2.1 ± 0.2"  # 96 s for 43.2 and for 48 facts
 
 
 def test_plain_sft_is_compared_where_it_recalls_as_much() -> None:
@@ -76,6 +77,8 @@ def test_plain_sft_is_compared_where_it_recalls_as_much() -> None:
 
 def test_the_sequence_is_a_matrix_and_stands_beside_separate_adapters() -> None:
     assert rows("Three skills") == [
+        ["base", "", "0", "10", "0"],
+        ["teacher in context", "", "92", "100", "0"],
         ["sdft", "after a", "90", "10", "0.100"],
         ["sdft", "after b", "80", "70", "0.100"],
     ]
@@ -84,7 +87,7 @@ def test_the_sequence_is_a_matrix_and_stands_beside_separate_adapters() -> None:
 
 def test_it_is_written_as_markdown_and_pictures(tmp_path: Path) -> None:
     text = report.markdown(report.tables(RESULTS))
-    assert "| no anchors | 90 |" in text
+    assert "| no anchors | 48 | 90 |" in text
     assert "| 8+4 | reuse | 8 | 1.100 |" in text
     pytest.importorskip("matplotlib")
     made = report.pictures(RESULTS, tmp_path)
