@@ -19,7 +19,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     made = []
     if "facts" in results:
         made.append(_facts("Facts: share of right answers, and drift", results["facts"], results["ceiling"]))
-        made.append(_against_plain(results["facts"]))
+        made += [_along(results["facts"]), _against_plain(results["facts"])]
     if "sequence" in results:
         matrix = _matrix(results["sequence"], results["ceiling"])
         made += [matrix, _separate(results["sequence"])]
@@ -28,7 +28,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
         made.append(_facts(title, results["ablations"], results["ceiling"]))
     if "cost" in results:
         made.append(_cost(results["cost"]))
-    return made
+    return [table for table in made if table[2]]
 
 
 def by_arm(runs: Runs) -> dict[str, list[Mapping[str, Any]]]:
@@ -82,6 +82,19 @@ def _facts(title: str, runs: Runs, known: Mapping[str, Any]) -> Table:
             ]
         )
     return title, heads, rows
+
+
+def _along(runs: Runs) -> Table:
+    """Recall and drift on the way, of SDFT and of fine-tuning with the same rows."""
+    arms = {arm: same for arm, same in by_arm(runs).items() if arm in ("sdft", "sft+") and same[0]["curve"]}
+    heads = ["steps", *(f"{arm} {what}" for arm in arms for what in ("asked %", "paraphrased %", "drift"))]
+    by_steps: dict[int, list[str]] = {}
+    for same in arms.values():
+        for points in zip(*(run["curve"] for run in same), strict=True):
+            cells = by_steps.setdefault(points[0]["steps"], [str(points[0]["steps"])])
+            cells += [spread(p["scores"][name] for p in points) for name in ("asked", "paraphrased")]
+            cells.append(spread((p["drift"] for p in points), 3, 1.0))
+    return "On the way: SDFT beside fine-tuning with the same rows", heads, list(by_steps.values())
 
 
 def _against_plain(runs: Runs) -> Table:

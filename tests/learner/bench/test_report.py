@@ -38,8 +38,9 @@ RESULTS: dict[str, Any] = {
         },
     },
     "facts": [
-        fact_run("sdft", 0, 0.9, 0.05),
-        fact_run("sdft", 1, 1.0, 0.07),
+        fact_run("sdft", 0, 0.9, 0.05, [point(60, 0.5, 0.2, 0.04)]),
+        fact_run("sdft", 1, 1.0, 0.07, [point(60, 0.7, 0.4, 0.06)]),
+        fact_run("sft+", 0, 0.9, 0.09, [point(60, 0.8, 0.3, 0.08)]),
         fact_run("sft 0.0005", 0, 0.9, 1.5, [point(20, 0.4, 0.1, 0.1)]),
         fact_run("sft 0.001", 0, 0.9, 1.5, CURVE),
         fact_run("sft 0.001", 1, 0.9, 1.5, CURVE),
@@ -63,10 +64,14 @@ def rows(title: str) -> list[list[str]]:
 
 def test_arms_are_told_with_their_spread_and_only_the_tuned_rate() -> None:
     told = {row[0]: row for row in rows("Facts")}
-    assert set(told) == {"base", "teacher in context", "sdft", "sft 0.001"}
+    assert set(told) == {"base", "teacher in context", "sdft", "sft+", "sft 0.001"}
     assert told["sdft"][1:3] == ["48", "95 ± 7"]
     assert told["sdft"][6] == "0.060 ± 0.014"
     assert told["sdft"][9] == "2.1 ± 0.2"  # 96 s for 43.2 and for 48 facts
+
+
+def test_sdft_stands_beside_fine_tuning_with_the_same_rows_on_the_way() -> None:
+    assert rows("On the way") == [["60", "60 ± 14", "30 ± 14", "0.050 ± 0.014", "80", "30", "0.080"]]
 
 
 def test_plain_sft_is_compared_where_it_recalls_as_much() -> None:
