@@ -2,7 +2,9 @@
 
     sft      cross entropy on the correction's tokens                      (no anchors)
     sft+     the same, with anchors                                        the yardstick
-    reuse    forward KL on the same rows, the teacher's states kept        what a round does
+    reuse    forward KL on the same rows, the teacher's states kept        most steps of a round
+    round    the same, and a step's share of the rollouts that a full      a round at the settings
+             round writes, for all of its lessons at once
     fresh    forward KL on rows that the student writes and the teacher    what is published
              reads in the same step                                        (arXiv 2601.19897)
 
@@ -24,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from learner.config import LearnerConfig
 from learner.model import Model
 from learner.optimiser import Optimiser
+from learner.plan import steps_for
 from learner.rows import Row
 from learner.sdft import Teacher, batch_gradient
 
@@ -91,6 +94,7 @@ def step_costs(
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Cost]:
     """Measure all arms at each `(prompt, completion)` length in tokens, anchors at the same length."""
+    share = config.fresh_rollouts / steps_for(config.max_lessons, config)
     for prompt, completion in lengths:
         arms = _arms(model, prompt, completion, config)
         seconds: dict[str, list[float]] = {name: [] for name in arms}
@@ -108,7 +112,11 @@ def step_costs(
                 began = _now(model)
                 step(number)
                 seconds[name].append(_now(model) - began)
-        for name in arms:
+        written = seconds.pop("rollouts")
+        seconds["round"] = [one + share * all_ for one, all_ in zip(seconds["reuse"], written, strict=True)]
+        flops["round"] = flops["reuse"] + share * flops["rollouts"]
+        peaks["round"] = max((peaks["reuse"], peaks["rollouts"]), key=lambda gib: gib or 0.0)
+        for name in ("sft", "sft+", "reuse", "round", "fresh"):
             lower, middle, upper = statistics.quantiles(seconds[name], n=4, method="inclusive")
             rows = config.lessons_per_step + (0 if name == "sft" else config.anchors_per_step)
             spread = (upper - lower) / 2
@@ -118,7 +126,11 @@ def step_costs(
 def _arms(
     model: Model, prompt: int, completion: int, config: LearnerConfig
 ) -> dict[str, Callable[[int], None]]:
-    lessons = [_row(model, "target", prompt, completion, n) for n in range(config.lessons_per_step)]
+    round_lessons = [
+        _row(model, "target", prompt, completion, n)
+        for n in range(max(config.max_lessons, config.lessons_per_step))
+    ]
+    lessons = round_lessons[: config.lessons_per_step]
     anchors = [_row(model, "anchor", prompt, completion, 100 + n) for n in range(config.anchors_per_step)]
     plain = config.model_copy(update={"objective": "cross_entropy"})
     kept = Teacher(model, {}, {}, config)
@@ -129,22 +141,30 @@ def _arms(
         batch_gradient(model, batch, teacher, settings)
         optimiser.step(1e-5)
 
-    def fresh(number: int) -> None:
-        written = model.generate(
-            [row.student for row in lessons],
+    def written(rows: Sequence[Row], number: int) -> tuple[list[Row], Teacher]:
+        """The student's own answers to the rows' prompts, and a teacher that has not read them."""
+        answers = model.generate(
+            [row.student for row in rows],
             max_tokens=completion,
             temperature=config.rollout_temperature,
             seed=number,
         )
-        rows = [
-            replace(r, kind="fresh", completion=tuple(ids)) for r, ids in zip(lessons, written, strict=True)
-        ]
-        take([*rows, *anchors], config, Teacher(model, {a: kept.kept[a] for a in anchors}, {}, config))
+        fresh = [replace(r, kind="fresh", completion=tuple(a)) for r, a in zip(rows, answers, strict=True)]
+        return fresh, Teacher(model, {anchor: kept.kept[anchor] for anchor in anchors}, {}, config)
+
+    def fresh(number: int) -> None:
+        rows, teacher = written(lessons, number)
+        take([*rows, *anchors], config, teacher)
+
+    def rollouts(number: int) -> None:
+        rows, teacher = written(round_lessons, number)
+        teacher(rows)
 
     return {
         "sft": lambda _: take(lessons, plain, kept),
         "sft+": lambda _: take([*lessons, *anchors], plain, kept),
         "reuse": lambda _: take([*lessons, *anchors], config, kept),
+        "rollouts": rollouts,
         "fresh": fresh,
     }
 

@@ -6,7 +6,7 @@ from learner.bench.step import SHAPES, as_json, random_model, step_costs
 from learner.config import LearnerConfig
 from learner.loss import divergence
 
-CONFIG = LearnerConfig(lessons_per_step=2, anchors_per_step=1)
+CONFIG = LearnerConfig(lessons_per_step=2, anchors_per_step=1, max_lessons=4)
 
 
 @pytest.mark.train
@@ -17,10 +17,10 @@ def test_arms_are_counted_and_compared_at_equal_lengths() -> None:
     said: list[str] = []
     costs = list(step_costs(model, [(8, 4), (16, 8)], CONFIG, repeat=2, on_progress=said.append))
     assert [(c.arm, c.prompt) for c in costs] == [
-        (arm, p) for p in (8, 16) for arm in ("sft", "sft+", "reuse", "fresh")
+        (arm, p) for p in (8, 16) for arm in ("sft", "sft+", "reuse", "round", "fresh")
     ]
-    flops = {c.arm: c.tera_flops for c in costs[:4]}
-    assert flops["sft"] < flops["sft+"] < flops["reuse"] < flops["fresh"]
+    flops = {c.arm: c.tera_flops for c in costs[:5]}
+    assert flops["sft"] < flops["sft+"] < flops["reuse"] < flops["round"] < flops["fresh"]
     assert all(c.seconds > 0 for c in costs)
     assert "8+4: fresh, 2 of 2" in said
     told = as_json(costs)
