@@ -3,8 +3,8 @@
     sft      cross entropy on the correction's tokens                      (no anchors)
     sft+     the same, with anchors                                        the yardstick
     reuse    forward KL on the same rows, the teacher's states kept        most steps of a round
-    round    the same, and a step's share of the rollouts that a full      a round at the settings
-             round writes, for all of its lessons at once
+    round    the same, and a step's share of the rollouts that a full      all steps of a round, but for
+             round writes, for all of its lessons at once                  the teacher's reading, once
     fresh    forward KL on rows that the student writes and the teacher    what is published
              reads in the same step                                        (arXiv 2601.19897)
 
@@ -113,7 +113,9 @@ def step_costs(
                 step(number)
                 seconds[name].append(_now(model) - began)
         written = seconds.pop("rollouts")
-        seconds["round"] = [one + share * all_ for one, all_ in zip(seconds["reuse"], written, strict=True)]
+        seconds["round"] = [
+            step + share * all_rows for step, all_rows in zip(seconds["reuse"], written, strict=True)
+        ]
         flops["round"] = flops["reuse"] + share * flops["rollouts"]
         peaks["round"] = max((peaks["reuse"], peaks["rollouts"]), key=lambda gib: gib or 0.0)
         for name in ("sft", "sft+", "reuse", "round", "fresh"):
