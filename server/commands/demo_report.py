@@ -149,11 +149,17 @@ def as_json(outcome: Outcome, why: str | None) -> dict[str, Any]:
     }
 
 
-def wrong(findings: Sequence[Finding], taught: Sequence[Fact]) -> list[int]:
-    """Indices of the facts whose lesson (which `--shuffled` takes from another fact) is not answered yet."""
-    return [
-        i for i, (f, lesson) in enumerate(zip(findings, taught, strict=True)) if not lesson.known(f.after)
-    ]
+def to_teach(findings: Sequence[Finding], taught: Sequence[Fact]) -> list[int]:
+    """Indices of the facts whose lesson (which `--shuffled` takes from another fact) is not answered yet;
+    where all are, of those that are not in other words, as long as these are too many."""
+    known = [lesson.known(f.after) for f, lesson in zip(findings, taught, strict=True)]
+    if all(known):
+        otherwise = [
+            bool(f.paraphrased) and le.known(f.paraphrased[0]) for f, le in zip(findings, taught, strict=True)
+        ]
+        if sum(otherwise) < FEWEST_PARAPHRASED:
+            known = otherwise
+    return [index for index, right in enumerate(known) if not right]
 
 
 def _mark(right: bool) -> str:

@@ -61,7 +61,7 @@ class Demo:
         self._timeout_s = timeout_s
 
     def run(self, facts: Sequence[Fact], *, rounds: int, shuffled: bool) -> report.Outcome:
-        """Ask, teach in up to `rounds` rounds, ask again, ask in other words."""
+        """Ask, teach in up to `rounds` rounds, each time ask again and in other words."""
         taught = lessons(facts, shuffled=shuffled)
         replies = self._ask_all("asking", [fact.question for fact in facts])
         findings = [
@@ -71,7 +71,7 @@ class Demo:
         if report.knew_before(outcome):
             return outcome
         for number in range(1, rounds + 1):
-            todo = report.wrong(findings, taught)
+            todo = report.to_teach(findings, taught)
             if not todo:
                 break
             self._screen.say(f"attempt {number}: posting {len(todo)} corrections")
@@ -79,18 +79,17 @@ class Demo:
             posted = time.monotonic()
             served = self.wait_for(ids).count("served")
             replies, seconds = self._ask_again(facts, outcome.policy, posted, swapped=served > 0)
-            for finding, reply in zip(findings, replies, strict=True):
+            phrasings = zip(*(fact.paraphrases for fact in facts), strict=True)
+            otherwise = [self._ask_all("asking in other words", phrasing) for phrasing in phrasings]
+            for finding, reply, *others in zip(findings, replies, *otherwise, strict=True):
                 finding.after = reply.text
+                finding.paraphrased = [other.text for other in others]
             outcome.policy = replies[0].policy
             outcome.rounds.append(report.TaughtRound(len(todo), served, outcome.policy, seconds))
             self._screen.say(
-                f"attempt {number}: {outcome.after} of {len(facts)} answered by {outcome.policy}"
+                f"attempt {number}: {outcome.after} of {len(facts)} answered by {outcome.policy}, "
+                f"{outcome.paraphrased} in other words"
             )
-        for phrasing in zip(*(fact.paraphrases for fact in facts), strict=True):
-            for finding, reply in zip(
-                findings, self._ask_all("asking in other words", phrasing), strict=True
-            ):
-                finding.paraphrased.append(reply.text)
         outcome.drift = self._drift(outcome.policy)
         return outcome
 
