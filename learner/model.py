@@ -268,13 +268,13 @@ class Model:
         """
         completions: list[list[int]] = [[] for _ in prompts]
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for first in range(0, len(by_length), batch):
-            rows = by_length[first : first + batch]
-            generators = [_generator(seed, row) for row in rows]
-            with self._unchanged():
+        with self._unchanged():
+            for first in range(0, len(by_length), batch):
+                rows = by_length[first : first + batch]
+                generators = [_generator(seed, row) for row in rows]
                 made = self._decode_batch([prompts[r] for r in rows], max_tokens, temperature, generators)
-            for row, ids in zip(rows, made, strict=True):
-                completions[row] = ids
+                for row, ids in zip(rows, made, strict=True):
+                    completions[row] = ids
         return completions
 
     def _decode_batch(

@@ -168,8 +168,7 @@ class Bench:
 
         def examined() -> dict[str, Any]:
             untaught = Pupil(self.model, self.reference, self.config, seed=0)
-            known = {"base": untaught.examine(task.tests), "teacher": ceiling(self.model, task)}
-            return {"lessons": len(task.lessons), **known}
+            return {"base": untaught.examine(task.tests), "teacher": ceiling(self.model, task)}
 
         return self._kept(f"ceiling--{task.name}".replace(" ", "-"), examined, {"lessons": len(task.lessons)})
 
@@ -201,7 +200,6 @@ class Bench:
             "seconds": round(seconds, 1),
             "stages": stages,
             "curve": curve,
-            **run.settings,
         }
 
     def _path(self, name: str) -> Path:
@@ -214,6 +212,6 @@ class Bench:
         path = self._path(name)
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         if any(found.get(key) != value for key, value in settings.items()):
-            found = make()
+            found = {**make(), **settings}
             write_durably(path, json.dumps(found, indent=1).encode())
         return found

@@ -23,11 +23,11 @@ class Finding:
     after: str = ""
     paraphrased: list[str] = field(default_factory=list)
 
-    def known(self) -> bool:
-        return self.fact.known(self.after)
+    def known(self, lesson: Fact) -> bool:
+        return lesson.known(self.after)
 
-    def generalised(self) -> bool:
-        return bool(self.paraphrased) and self.fact.known(self.paraphrased[0])
+    def generalised(self, lesson: Fact) -> bool:
+        return bool(self.paraphrased) and lesson.known(self.paraphrased[0])
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Outcome:
 
     @property
     def after(self) -> int:
-        return sum(f.known() for f in self.findings)
+        return sum(f.known(f.fact) for f in self.findings)
 
     @property
     def paraphrased(self) -> int:
-        return sum(f.generalised() for f in self.findings)
+        return sum(f.generalised(f.fact) for f in self.findings)
 
     @property
     def seconds(self) -> float | None:
@@ -152,11 +152,9 @@ def as_json(outcome: Outcome, why: str | None) -> dict[str, Any]:
 def to_teach(findings: Sequence[Finding], taught: Sequence[Fact]) -> list[int]:
     """Indices of the facts whose lesson (which `--shuffled` takes from another fact) is not answered yet;
     where all are, of those that are not in other words, as long as these are too many."""
-    known = [lesson.known(f.after) for f, lesson in zip(findings, taught, strict=True)]
+    known = [f.known(lesson) for f, lesson in zip(findings, taught, strict=True)]
     if all(known):
-        otherwise = [
-            bool(f.paraphrased) and le.known(f.paraphrased[0]) for f, le in zip(findings, taught, strict=True)
-        ]
+        otherwise = [f.generalised(lesson) for f, lesson in zip(findings, taught, strict=True)]
         if sum(otherwise) < FEWEST_PARAPHRASED:
             known = otherwise
     return [index for index, right in enumerate(known) if not right]
