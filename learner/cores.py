@@ -7,6 +7,12 @@ Source: GOMP_SPINCOUNT in the libgomp manual.
 """
 
 import os
+from typing import TYPE_CHECKING
+
+from buffer.models import cpu_has_bf16
+
+if TYPE_CHECKING:
+    import torch
 
 _SPINS = "1000"
 
@@ -17,6 +23,13 @@ def use_cores(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
+def dtype_of(device: str) -> "torch.dtype":
+    """What the base is computed in: bf16, or fp32 on a processor that has no bf16."""
+    import torch
+
+    return torch.bfloat16 if torch.device(device).type != "cpu" or cpu_has_bf16() else torch.float32
 
 
 def device_of(wanted: str) -> str:

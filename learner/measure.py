@@ -73,9 +73,10 @@ def load_reference(model: Model, cache: Path) -> Reference:
     answers = json.loads((directory / "answers.json").read_text())
     states = load_file(directory / "states.safetensors")
     rows = {name: tuple(_anchor(p, c) for p, c in answers[name]) for name in _NAMES}
+    of = {row: states[f"{name}.{i}"] for name in rows for i, row in enumerate(rows[name])}
     return Reference(
         **rows,
-        states={row: states[f"{name}.{i}"] for name in rows for i, row in enumerate(rows[name])},
+        states={row: state.to(model.dtype) for row, state in of.items()},  # another processor's may be kept
         whitenings=load_whitenings(directory / "whitening.safetensors", model.device),
     )
 

@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
 from buffer.adapters import TARGET_MODULES, WEIGHTS, base_digest
+from learner.cores import dtype_of
 from learner.packing import packed, packs
 
 Messages = Sequence[Mapping[str, Any]]
@@ -81,10 +82,10 @@ class Model:
 
     @classmethod
     def load(cls, directory: Path, *, rank: int, alpha: int, device: str = "cpu") -> Self:
-        """Read tokenizer and weights (bf16) from `directory`."""
+        """Read tokenizer and weights from `directory`, in the dtype that `device` computes in."""
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         base = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False
+            directory, dtype=dtype_of(device), use_safetensors=True, trust_remote_code=False
         ).to(device)
         eos, digest = int(tokenizer.eos_token_id), base_digest(directory)
         return cls(base, tokenizer, rank=rank, alpha=alpha, eos=eos, digest=digest)
@@ -96,6 +97,11 @@ class Model:
         """The frozen language-model head, `[vocabulary, hidden]`."""
         head = self.peft.get_base_model().lm_head.weight
         return head.detach()  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What states and logits are computed in."""
+        return self.head_VD.dtype
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The adapter's weights (fp32) by name, in a fixed order."""
@@ -207,7 +213,7 @@ class Model:
     ) -> tuple[Tensor, list[Tensor], Any]:
         """States of all rows' tokens `[T, D]`, where each row's are, and the keys and values if wanted."""
         pack = packed(rows)
-        mask = pack.mask(self.head_VD.dtype)
+        mask = pack.mask(self.dtype)
         result = self._body(len(pack.ids_T))(
             input_ids=pack.ids_T[None].to(self.device),
             position_ids=pack.positions_T[None].to(self.device),

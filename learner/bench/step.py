@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from learner.config import LearnerConfig
+from learner.cores import dtype_of
 from learner.model import Model
 from learner.optimiser import Optimiser
 from learner.plan import steps_for
@@ -74,10 +75,10 @@ class Cost:
 
 
 def random_model(shape: str, device: str, *, rank: int = 16, alpha: int = 32) -> Model:
-    """A model of a published shape with random bf16 weights. Raises `KeyError` for an unknown shape."""
+    """A model of a published shape with random weights. Raises `KeyError` for an unknown shape."""
     config = AutoConfig.for_model(**SHAPES[shape], max_position_embeddings=32768)
     with torch.device(device):
-        torch.set_default_dtype(torch.bfloat16)
+        torch.set_default_dtype(dtype_of(device))
         try:
             base = AutoModelForCausalLM.from_config(config)
         finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buffer.adapters import TARGET_MODULES
+from buffer.models import cpu_has_bf16
 
 if TYPE_CHECKING:
     from server.config import EngineConfig
@@ -118,6 +119,7 @@ def arguments(config: "EngineConfig", *, model: Path, alias: str, socket: Path, 
         "--disable-fastapi-docs",
         "--disable-uvicorn-access-log",
         *(["--enforce-eager"] if cpu else []),
+        *(["--dtype", "float32"] if cpu and not cpu_has_bf16() else []),
         *config.args,
     ]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from learner.cores import dtype_of
 from server.errors import ReleaseRefused
 from tests.e2e.conftest import Served
 from tests.server.adapters import PROMPT, publish, write_weights
@@ -27,7 +28,7 @@ def test_a_real_swap_matches_what_torch_computes(engine: Served, model_dir: Path
 
     weights = engine.adapters / ".weights-21"
     write_weights(weights, seed=21)
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype_of("cpu"))
     net = PeftModel.from_pretrained(base, weights)
 
     def logprobs() -> list[float]:

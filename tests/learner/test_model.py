@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from buffer.adapters import MANIFEST, WEIGHTS, AdapterInvalid, verify
 from learner.loss import token_logprobs
+from learner.measure import load_reference, mean_divergence, states_of
 from learner.model import Model
 from learner.publish import probe_logprobs, probes, publish
 from learner.rows import Row
@@ -79,7 +80,7 @@ def test_sampling_is_a_function_of_its_seed(tiny: Model) -> None:
 
 
 def test_a_new_adapter_and_a_switched_off_one_are_the_base(tiny: Model, tiny_dir: Path) -> None:
-    base = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=tiny.dtype)
     with torch.no_grad():
         logits = base(input_ids=torch.tensor([PROMPTS[0]])).logits
         tiny.reset_adapter(1, {})
@@ -134,7 +135,7 @@ def published(model: Model, root: Path) -> Path:
 def test_a_release_verifies_and_opens_in_peft(tiny: Model, tiny_dir: Path, tmp_path: Path) -> None:
     randomise(tiny)
     directory = published(tiny, tmp_path)
-    base = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=tiny.dtype)
     opened = PeftModel.from_pretrained(base, str(directory))
     with torch.no_grad():
         ids = torch.tensor([PROMPTS[1]])
@@ -178,3 +179,18 @@ def test_what_was_computed_before_does_not_choose_the_attention(
     base.model.register_forward_pre_hook(lambda *_: used.add(base.config._attn_implementation))
     tiny.generate(PROMPTS, max_tokens=2)
     assert used == {"eager"}
+
+
+def test_what_base_said_on_one_processor_measures_it_on_another(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drifts = []
+    for bf16, dtype in [(True, torch.bfloat16), (False, torch.float32)]:
+        monkeypatch.setattr("learner.cores.cpu_has_bf16", lambda has=bf16: has)
+        model = Model.load(tiny_dir, rank=4, alpha=8)
+        assert model.dtype == dtype
+        reference = load_reference(model, tmp_path)
+        rows = reference.general[:4]
+        drifts.append(mean_divergence(model, [reference.states[r] for r in rows], states_of(model, rows)))
+    assert drifts[0] == 0
+    assert 0 < drifts[1] < 0.001

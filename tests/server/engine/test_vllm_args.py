@@ -25,6 +25,15 @@ def test_the_users_arguments_come_last_so_that_they_win() -> None:
     assert given[-4:] == ["--max-num-seqs", "8", "--tool-call-parser", "llama3_json"]
 
 
+@pytest.mark.parametrize(("bf16", "more"), [(True, []), (False, ["--dtype", "float32"])])
+def test_a_processor_without_bf16_computes_in_fp32(
+    bf16: bool, more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine.vllm_args.cpu_has_bf16", lambda: bf16)
+    given = command(args=["--seed", "1"])
+    assert given[given.index("--enforce-eager") :] == ["--enforce-eager", *more, "--seed", "1"]
+
+
 @pytest.mark.parametrize(
     "args",
     [
