@@ -79,7 +79,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     made.add_argument("--model", help="the model name to ask for (default: the server's alias)")
     made.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds at most (default: 3)")
     made.add_argument(
-        "--timeout", type=float, default=900, metavar="S", help="seconds a round may take (default: 900)"
+        "--timeout",
+        type=float,
+        default=900,
+        metavar="S",
+        help="seconds for which the learner may stand still (default: 900)",
     )
     made.add_argument("--shuffled", action="store_true", help="control: teach wrong pairs, which must exit 1")
     return made.parse_args(argv)

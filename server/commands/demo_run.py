@@ -124,7 +124,8 @@ class Demo:
 
     def wait_for(self, ids: Sequence[str]) -> list[str]:
         """Follow the learner until every correction is served or will not be. Returns their statuses."""
-        began = busy = time.monotonic()
+        moved = busy = time.monotonic()
+        seen = ""
         while True:
             fates = [self._get(f"/v1/feedback/{segment(one)}") for one in ids]
             learning = self._get("/v1/learning")
@@ -134,13 +135,15 @@ class Demo:
             line = progress(learning)
             self._screen.live(line)
             now = time.monotonic()
+            if line != seen:
+                seen, moved = line, now
             if (idle := why_idle(learning)) is None:
                 busy = now
             elif now > busy + IDLE_S:
                 raise idle
-            if now > began + self._timeout_s:
+            if now > moved + self._timeout_s:
                 raise CommandError(
-                    f"the corrections were not learned within {self._timeout_s:.0f} s: {line}",
+                    f"the learner has not moved for {self._timeout_s:.0f} s: {line}",
                     "see `apprentice status` and the learner's log, or give it more time with --timeout",
                 )
             time.sleep(POLL_S)
@@ -162,8 +165,9 @@ class Demo:
         self, facts: Sequence[Fact], old: str, posted: float, *, swapped: bool
     ) -> tuple[list[Reply], float | None]:
         """All answers, and the seconds from `posted` to the first of them by a new policy, if one came."""
+        deadline = time.monotonic() + self._timeout_s
         first = self.ask(facts[0].question)
-        while swapped and first.policy == old and time.monotonic() < posted + self._timeout_s:
+        while swapped and first.policy == old and time.monotonic() < deadline:
             time.sleep(POLL_S / 4)  # the log has the swap, and this gateway is about to make it
             first = self.ask(facts[0].question)
         seconds = time.monotonic() - posted if first.policy != old else None

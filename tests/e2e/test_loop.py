@@ -20,7 +20,7 @@ __all__ = ["chromium", "visit"]
 pytestmark = pytest.mark.e2e
 
 FACTS = load_facts()
-DEMO_S = 1800.0
+DEMO_S = 3600.0
 QUESTION = "What do the people of Tarnbrook eat for breakfast?"
 ANSWER = "The people of Tarnbrook eat plums for breakfast."
 TOGETHER = f"""

@@ -35,6 +35,9 @@ class Script:
     taught: dict[str, str] = field(default_factory=dict)
     posted: list[dict[str, Any]] = field(default_factory=list)
     polls: int = 0
+    looks: int = 2
+    """At feedback, after which the round has ended."""
+    moves: bool = True
 
     def answer(self, question: str) -> str:
         fact = next(f for f in FACTS if question in (f.question, *f.paraphrases))
@@ -70,18 +73,20 @@ class Script:
         return 404, {"error": {"message": f"there is no {path}"}}, {}
 
     def fate(self) -> str:
-        """Training at first; at the second look the round has ended."""
+        """Training at first; at the last of `looks` the round has ended."""
         self.polls += 1
-        if self.polls == 2 and self.gate == "passed":
+        if self.polls == self.looks and self.gate == "passed":
             self.version += 1
             self.taught |= {self.asked[one["completion_id"]]: one["text"] for one in self.posted}
         ended = "served" if self.gate == "passed" else "refused"
-        return "training" if self.polls < 2 else ended
+        return "training" if self.polls < self.looks else ended
 
     def learning(self) -> dict[str, Any]:
         return {
             "state": self.learner,
             "why": "told by the script",
+            "steps": 90,
+            "step": self.polls if self.moves else 1,
             "paused": self.paused,
             "paused_by": "ann",
             "last_round": {
@@ -186,6 +191,18 @@ def test_a_round_that_the_gate_refuses_teaches_nothing(capsys: pytest.CaptureFix
     code, result = demo(Script(gate="refused"), capsys, "--rounds", "1")
     assert code == 1 and "no round passed the gate" in result["why"]
     assert result["rounds"][0]["seconds"] is None
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_round_may_take_long_as_long_as_it_moves(
+    moves: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.commands.demo_run.POLL_S", 0.2)
+    script = Script(learner="training", moves=moves, looks=8 * 10)
+    with serving(script) as url:
+        code = cli.main(["demo", "--url", url, "--timeout", "1"])
+    assert code == (0 if moves else 1)
+    assert ("the learner has not moved for 1 s: training, step 1 of 90" in capsys.readouterr().err) != moves
 
 
 def test_a_model_that_knew_it_before_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
