@@ -1,8 +1,8 @@
 """`apprentice bench learning`: what is learned, kept, leaked and paid, each beside its controls.
 
     facts      48 invented facts: SDFT at its defaults; plain SFT with tuned learning rate and early stop;
-               SFT with our anchors, wordings, look-alikes and replay; half of them with shuffled corrections
-               and with an empty context
+               SFT with our anchors, wordings, look-alikes and replay; half of them with the corrections of
+               the other half and with an empty context
     sequence   facts, then calls to an invented API, then a labelling policy: SDFT, both kinds of SFT, and a
                separate adapter for each
     ablations  half of the facts, with one part of the recipe switched off at a time
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from buffer.files import write_durably
-from learner.bench.pupil import Corrections, Pupil, ceiling
+from learner.bench.pupil import Pupil, ceiling
 from learner.bench.tasks import Task, api_calls, facts, labels
 from learner.config import LearnerConfig
 from learner.measure import Reference
@@ -58,15 +58,16 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One model, taught `tasks` one after another. `curve` is the number of steps between points."""
+    """One model, taught `tasks` one after another. `curve` is the number of steps between points, `blind` the
+    control whose teacher sees no correction."""
 
     part: str
     arm: str
     seed: int
     tasks: tuple[Task, ...]
     config: LearnerConfig
-    corrections: Corrections = "own"
     curve: int = 0
+    blind: bool = False
 
     @property
     def name(self) -> str:
@@ -111,6 +112,11 @@ class Bench:
         every = self._tasks()[0]
         return every.first(len(every.lessons) // 2)
 
+    def _shuffled_half(self) -> Task:
+        """The questions of one half with the corrections of the other."""
+        half = self._half_of_facts()
+        return half.shuffled(self._tasks()[0].lessons[len(half.lessons) :])
+
     def _facts(self) -> Iterator[Run]:
         task = self._tasks()[:1]
         half = (self._half_of_facts(),)
@@ -124,9 +130,9 @@ class Bench:
             for rate in SFT_RATES[:1] if self.quick else SFT_RATES if seed == 0 else (self._tuned(),):
                 yield Run("facts", f"sft {rate:g}", seed, task, self._plain(rate), curve=stops)
             if seed == 0:
-                yield Run("facts", "shuffled", seed, half, config, "shuffled")
+                yield Run("facts", "shuffled", seed, (self._shuffled_half(),), config)
             if seed == 0 and not self.quick:
-                yield Run("facts", "empty context", seed, half, config, "none")
+                yield Run("facts", "empty context", seed, half, config, blind=True)
 
     def _plain(self, rate: float) -> LearnerConfig:
         """Plain SFT: all lessons in one round, eight rows a step."""
@@ -173,7 +179,7 @@ class Bench:
         return self._kept(f"ceiling--{task.name}".replace(" ", "-"), examined, {"lessons": len(task.lessons)})
 
     def _do(self, run: Run) -> dict[str, Any]:
-        pupil = Pupil(self.model, self.reference, run.config, run.seed, run.corrections)
+        pupil = Pupil(self.model, self.reference, run.config, run.seed, run.blind)
         curve: list[dict[str, Any]] = []
         stages: list[dict[str, Any]] = []
         seconds = 0.0

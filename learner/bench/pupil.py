@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from buffer.records import FeedbackGiven, FeedbackKind, Message
 from buffer.teacher import teacher_messages
@@ -15,9 +14,6 @@ from learner.model import Model
 from learner.plan import Step, replayed, shared_out, steps_for
 from learner.rows import Pools, Row
 from learner.sdft import train
-
-Corrections = Literal["own", "shuffled", "none"]
-"""What lessons are taught with: their own corrections, each other's, or an empty context."""
 
 ANSWER_TOKENS = 32
 SERVED_TEMPERATURE = 0.7
@@ -32,7 +28,8 @@ class Pupil:
     reference: Reference
     config: LearnerConfig
     seed: int
-    corrections: Corrections = "own"
+    blind: bool = False
+    """A control: the teacher sees no correction."""
     steps: int = 0
     tokens: int = 0
     """Of rows that were trained on, prompts included."""
@@ -44,13 +41,9 @@ class Pupil:
 
     def study(self, task: Task) -> Iterator[Step]:
         """Learn a task's lessons in rounds of `config.max_lessons`, rehearsing what came before."""
-        told = [item.told for item in task.lessons]
-        if self.corrections == "shuffled":
-            shift = max(1, len(told) // 3)
-            told = [*told[shift:], *told[:shift]]
-        for first in range(0, len(told), self.config.max_lessons):
-            part = slice(first, first + self.config.max_lessons)
-            yield from self._round(self._answered(task.kind, task.lessons[part], told[part]))
+        for first in range(0, len(task.lessons), self.config.max_lessons):
+            items = task.lessons[first : first + self.config.max_lessons]
+            yield from self._round(self._answered(task.kind, items))
 
     def _round(self, lessons: list[Lesson]) -> Iterator[Step]:
         self._rounds += 1
@@ -58,7 +51,7 @@ class Pupil:
         curriculum = Curriculum(self.model, self.config, self._rounds - 1, seed)
         replay = replayed(self._learned, self.config.max_replay, self._rounds)
         pools = curriculum.pools(lessons, replay, curriculum.wordings(lessons), self.reference.anchors)
-        if self.corrections == "none":
+        if self.blind:
             _forget_context(pools)
         for step in train(
             self.model,
@@ -75,7 +68,7 @@ class Pupil:
             yield step
         self._learned += lessons
 
-    def _answered(self, kind: FeedbackKind, items: Sequence[Item], told: Sequence[str]) -> list[Lesson]:
+    def _answered(self, kind: FeedbackKind, items: Sequence[Item]) -> list[Lesson]:
         """Lessons about answers that the model as it is gives to the questions."""
         prompts = [self.model.render(_asking(item.question)) for item in items]
         answers = self.model.generate(
@@ -83,13 +76,13 @@ class Pupil:
         )
         return [
             Lesson(
-                lesson_given(kind, item.question, text, f"{self._rounds}.{index}"),
+                lesson_given(kind, item.question, item.told, f"{self._rounds}.{index}"),
                 _asking(item.question),
                 logged_ids=tuple(answer),
                 logged_policy=self._rounds,
                 tempered=True,
             )
-            for index, (item, text, answer) in enumerate(zip(items, told, answers, strict=True))
+            for index, (item, answer) in enumerate(zip(items, answers, strict=True))
         ]
 
     # --- examination -----------------------------------------------------------------------------------

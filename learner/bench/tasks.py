@@ -44,6 +44,12 @@ class Task:
         }
         return replace(self, lessons=self.lessons[:count], tests=tests)
 
+    def shuffled(self, others: Sequence[Item]) -> "Task":
+        """The same questions, each with the correction of one of `others`, none of which is asked about: what
+        is said in the wrong place would teach the right one, too."""
+        lessons = [replace(own, told=other.told) for own, other in zip(self.lessons, others, strict=True)]
+        return replace(self, lessons=tuple(lessons))
+
 
 _FACT_TESTS = ("asked", "paraphrased", "indirect", "lookalike")
 

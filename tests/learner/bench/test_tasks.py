@@ -18,6 +18,15 @@ def test_the_facts_are_many_and_every_question_has_its_key_kept_back() -> None:
     assert not taught & {i.question for g, items in task.tests.items() if g != "asked" for i in items}
 
 
+def test_shuffled_corrections_say_nothing_of_what_is_asked() -> None:
+    every = facts()
+    half = every.first(24)
+    taught = half.shuffled(every.lessons[24:])
+    assert [item.question for item in taught.lessons] == [item.question for item in half.lessons]
+    told = [item.told for item in taught.lessons]
+    assert not any(item.right(text) for items in half.tests.values() for item in items for text in told)
+
+
 def test_a_lookalike_is_about_nobody_who_is_trained_on() -> None:
     task = facts()
     subjects = {subject_of(item.question) for item in task.lessons}
