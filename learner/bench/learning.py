@@ -71,7 +71,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.part}--{self.arm}--{self.seed}".replace(" ", "-")
+        return f"{self.part}--{self.arm}--{self.seed}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Bench:
         """The learning rate of plain SFT that was best on the first seed, or the middle one before that."""
         best = dict.fromkeys(SFT_RATES, 0.0) | {SFT_RATES[1]: 1e-9}
         for rate in SFT_RATES:
-            path = self._path(f"facts--sft-{rate:g}--0")
+            path = self._path(f"facts--sft {rate:g}--0")
             for point in json.loads(path.read_text())["curve"] if path.exists() else ():
                 best[rate] = max(best[rate], point["scores"]["paraphrased"])
         return max(SFT_RATES, key=best.__getitem__)
@@ -176,7 +176,7 @@ class Bench:
             untaught = Pupil(self.model, self.reference, self.config, seed=0)
             return {"base": untaught.examine(task.tests), "teacher": ceiling(self.model, task)}
 
-        return self._kept(f"ceiling--{task.name}".replace(" ", "-"), examined, {"lessons": len(task.lessons)})
+        return self._kept(f"ceiling--{task.name}", examined, {"lessons": len(task.lessons)})
 
     def _do(self, run: Run) -> dict[str, Any]:
         pupil = Pupil(self.model, self.reference, run.config, run.seed, run.blind)
@@ -201,6 +201,7 @@ class Bench:
             "part": run.part,
             "arm": run.arm,
             "seed": run.seed,
+            "dtype": str(self.model.dtype),
             "steps": pupil.steps,
             "tokens": pupil.tokens,
             "seconds": round(seconds, 1),
@@ -209,7 +210,7 @@ class Bench:
         }
 
     def _path(self, name: str) -> Path:
-        return self.out / "runs" / f"{name}.json"
+        return self.out / "runs" / f"{name.replace(' ', '-')}.json"
 
     def _kept(
         self, name: str, make: Callable[[], dict[str, Any]], settings: Mapping[str, Any]
