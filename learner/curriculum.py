@@ -62,7 +62,8 @@ class Curriculum:
         framed = [self._framed(le) for le in earlier]
         targets = self.targets(lessons)
         return Pools(
-            lessons=self._taught(lessons, targets, wordings) + self._reuse(lessons),
+            lessons=self._taught(lessons, targets, wordings)
+            + self._reuse([le for le, target in zip(lessons, targets, strict=True) if target]),
             replay=self._taught(earlier, self.targets(earlier), framed) + [self._rated(le) for le in rated],
             lookalikes=self._lookalikes(lessons, targets),
             anchors=list(anchors),
@@ -82,8 +83,8 @@ class Curriculum:
 
     def targets(self, lessons: Sequence[Lesson]) -> list[list[int]]:
         """The tokens that a lesson's answer should have: the correction's own, or, where the feedback says
-        only something about the answer, what the teacher answers with that in its context. Empty where the
-        hint of a follow-up does not show in that."""
+        only something about the answer, what the teacher answers with that in its context. Empty, and
+        counted, where that does not come to an end or the hint of a follow-up does not show in it."""
         ids = {
             le.feedback_id: [*self.model.encode(le.answer), self.model.eos]
             for le in lessons
@@ -94,14 +95,21 @@ class Curriculum:
             prompts = [prompts_of(le, le.question, self.model.render)[1] for le in unsaid]
             answers = self.model.generate(prompts, max_tokens=self.config.max_completion_tokens)
         for lesson, answer in zip(unsaid, answers, strict=True):
-            missed = lesson.given.kind == "follow_up" and not answered(self.model.decode(answer), lesson)
-            ids[lesson.feedback_id] = [] if missed else answer
+            why_not = None
+            if answer[-1:] != [self.model.eos]:
+                why_not = "teacher_too_long"
+            elif lesson.given.kind == "follow_up" and not answered(self.model.decode(answer), lesson):
+                why_not = "teacher_misses_hint"
+            if why_not is not None:
+                self.left_out[why_not] += 1
+            ids[lesson.feedback_id] = [] if why_not else answer
         return [ids[le.feedback_id] for le in lessons]
 
     def fresh(self, lessons: Sequence[Lesson], step: int) -> list[Row]:
         """What the student, as it is now, answers to each lesson, and where that is wrong all rows that teach
         the lesson once more; seeded by round and step. Plain fine-tuning never learns from wrong answers."""
-        prompts = [prompts_of(le, le.question, self.model.render) for le in lessons]
+        taught = [le for le in lessons if le.feedback_id in self._target_rows]
+        prompts = [prompts_of(le, le.question, self.model.render) for le in taught]
         completions = self.model.generate(
             [student for student, _ in prompts],
             max_tokens=self.config.max_answer_tokens,
@@ -111,9 +119,9 @@ class Curriculum:
         rows: list[Row] = []
         if self.config.objective != "cross_entropy":
             rows += [Row("fresh", *p, tuple(c)) for p, c in zip(prompts, completions, strict=True)]
-        for lesson, completion in zip(lessons, completions, strict=True):
+        for lesson, completion in zip(taught, completions, strict=True):
             if not answered(self.model.decode(completion), lesson):
-                rows += self._target_rows.get(lesson.feedback_id, [])
+                rows += self._target_rows[lesson.feedback_id]
         return rows
 
     def _framed(self, lesson: Lesson) -> Wordings:
@@ -132,7 +140,6 @@ class Curriculum:
         rows: list[Row] = []
         for lesson, target, wording in zip(lessons, targets, wordings, strict=True):
             if not target:
-                self.left_out["teacher_misses_hint"] += 1
                 continue
             questions = [lesson.question, *wording.trained]
             made, dropped = target_rows(lesson, target, questions, self.model.render, self.limits)
@@ -179,6 +186,8 @@ class Curriculum:
         frames = TRAINED if self.config.framed_questions else ()
         rows: list[Row] = []
         for lesson, target in zip(lessons, targets, strict=True):
+            if not target:
+                continue
             swapped = lookalikes(lesson.question, self.model.decode(target), count, rng, subjects)
             self.left_out["no_lookalike"] += count > 0 and not swapped
             for question, answer in swapped:
@@ -200,8 +209,11 @@ class Curriculum:
         for lesson in lessons if self.config.reuse else ():
             prompts = prompts_of(lesson, lesson.question, self.model.render)
             row = Row("reuse", *prompts, lesson.logged_ids)
-            fits = 0 < len(row.completion) <= self.limits.completion
-            now = probe_logprobs(self.model, [row])[0] if fits and not lesson.tempered else None
+            if len(row.completion) > self.limits.completion:
+                self.left_out["over_limit"] += 1
+                continue
+            scored = row.completion and not lesson.tempered
+            now = probe_logprobs(self.model, [row])[0] if scored else None
             why_not = may_reuse(
                 lesson,
                 self.parent,
@@ -209,8 +221,8 @@ class Curriculum:
                 max_lag=self.config.max_policy_lag,
                 max_gap=self.config.max_reuse_gap,
             )
-            if why_not is None and fits:
+            if why_not is None:
                 rows.append(row)
             else:
-                self.left_out[why_not or "over_limit"] += 1
+                self.left_out[why_not] += 1
         return rows

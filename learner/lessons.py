@@ -159,7 +159,7 @@ def answered(answer: str, lesson: Lesson) -> bool:
     said = (told(given) or "").strip().casefold()
     new = set(_WORD.findall(said)) - set(_WORD.findall(lesson.question.casefold())) - _FILLER
     if not new:
-        return said in answer.casefold()
+        return said.rstrip(".!?") in answer.casefold()
     return len(new & set(_WORD.findall(answer.casefold()))) * 2 >= len(new)
 
 

@@ -66,17 +66,18 @@ class Reference:
 
 
 def load_reference(model: Model, cache: Path) -> Reference:
-    """Read base's answers from `cache/<digest>`, or generate and keep them (half a minute on two cores)."""
-    directory = cache / f"reference-{_FORMAT}-{model.digest[:12]}"
+    """Read base's answers, in the model's precision, from `cache`, or generate and keep them there (a minute
+    or two on two cores)."""
+    precision = str(model.dtype).removeprefix("torch.")
+    directory = cache / f"reference-{_FORMAT}-{model.digest[:12]}-{precision}"
     if not directory.exists():
         _generate_reference(model, directory)
     answers = json.loads((directory / "answers.json").read_text())
-    states = load_file(directory / "states.safetensors")
+    states = load_file(directory / "states.safetensors", device=str(model.device))
     rows = {name: tuple(_anchor(p, c) for p, c in answers[name]) for name in _NAMES}
-    of = {row: states[f"{name}.{i}"] for name in rows for i, row in enumerate(rows[name])}
     return Reference(
         **rows,
-        states={row: state.to(model.dtype) for row, state in of.items()},  # another processor's may be kept
+        states={row: states[f"{name}.{i}"] for name in rows for i, row in enumerate(rows[name])},
         whitenings=load_whitenings(directory / "whitening.safetensors", model.device),
     )
 

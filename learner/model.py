@@ -5,6 +5,7 @@ greedy or seeded sampling) and `render` (messages to token ids). Weights are rea
 no code of the model's is run.
 """
 
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
-from buffer.adapters import TARGET_MODULES, WEIGHTS, base_digest
+from buffer.adapters import CONFIG, TARGET_MODULES, WEIGHTS, base_digest
 from learner.cores import dtype_of
 from learner.packing import packed, packs
 
@@ -75,7 +76,7 @@ class Model:
         self.peft.eval()
         self.tokenizer = tokenizer
         self.device = base.device
-        self.rank = rank
+        self.rank, self.alpha = rank, alpha
         self.eos = eos
         self.digest = digest
         self._fresh = self.adapter_state()
@@ -113,9 +114,9 @@ class Model:
         return {name: tensor.detach().clone() for name, tensor in state.items()}
 
     def load_adapter(self, state: Mapping[str, Tensor]) -> None:
-        """Put an adapter's tensors in place of the present ones. Raises `ValueError` if names differ."""
-        if set(state) != set(self._fresh):
-            raise ValueError("the adapter's tensors are not those of this model and rank")
+        """Put an adapter's tensors in place of the present ones. Raises `ValueError` if they do not fit."""
+        if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in self._fresh.items()}:
+            raise ValueError(f"the adapter's tensors are not those of this model at rank {self.rank}")
         set_peft_model_state_dict(self.peft, dict(state))
 
     def reset_adapter(self, seed: int, coordinates: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
@@ -134,8 +135,16 @@ class Model:
         self.load_adapter(state)
 
     def load_adapter_file(self, directory: Path) -> None:
-        """Load a published adapter's weights."""
-        self.load_adapter(load_file(directory / WEIGHTS))
+        """Load a published adapter, also one that was trained with another alpha. Raises `ValueError`."""
+        theirs = json.loads((directory / CONFIG).read_bytes())
+        if theirs["r"] != self.rank:
+            raise ValueError(
+                f"policy {directory.name} has rank {theirs['r']}, not {self.rank}:"
+                f" set `rank` in [learner] back to {theirs['r']}, or promote policy 0"
+            )
+        state = load_file(directory / WEIGHTS)
+        scale = theirs["lora_alpha"] / self.alpha
+        self.load_adapter({n: t * scale if ".lora_B." in n else t for n, t in state.items()})
 
     @contextmanager
     def base(self) -> Iterator[None]:

@@ -140,6 +140,11 @@ def on_its_way(rounds: Sequence[Round], lineage: Lineage) -> int | None:
     return None
 
 
+def since_base(rounds: Sequence[Round]) -> Sequence[Round]:
+    """The rounds of the adapter that is filled now: from the last on that began with base."""
+    return rounds[max((i for i, r in enumerate(rounds) if r.planned.parent == 0), default=0) :]
+
+
 def failures_in_a_row(rounds: Sequence[Round]) -> int:
     """How many of the latest rounds ended by an error of the learner's own."""
     count = 0

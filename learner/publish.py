@@ -50,13 +50,12 @@ def publish(
     parent: int,
     round_number: int,
     base_name: str,
-    alpha: int,
     probes: list[Probe],
 ) -> Release:
     """Write the model's adapter as a release directory under `root` and return its release."""
     files = {
         WEIGHTS: save({name: t.contiguous() for name, t in sorted(model.adapter_state().items())}),
-        CONFIG: _peft_config(base_name, model.rank, alpha),
+        CONFIG: _peft_config(base_name, model.rank, model.alpha),
         "README.md": _card(alias, version, parent, round_number, base_name),
     }
     manifest = (

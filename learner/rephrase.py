@@ -42,12 +42,24 @@ _ASKING = re.compile(
 )
 """The words that ask, of "In which city was ...": which city."""
 _MOST_NEW_WORDS = 4
+_MOST_WORDS = 40
+"""Of a question that is taken apart. A longer one, or one of several lines, may hold code or a text."""
 
 
 def rephrased(question: str, frames: tuple[str, ...], answer: str = "") -> list[str]:
     """The question in each frame, without repetition; a frame that does not suit it, or for which `answer` is
     wanted and does not suit, is left out."""
     bare = question.strip()
+    parts = {"question": bare, **(_taken_apart(bare, answer) if _is_short(bare) else {})}
+    made: list[str] = []
+    for frame in frames:
+        if all(parts.get(name) for name in re.findall(r"\{(\w+)\}", frame)):
+            made.append(frame.format(**parts))
+    return list(dict.fromkeys(made))
+
+
+def _taken_apart(bare: str, answer: str) -> dict[str, str]:
+    """What the frames are filled with, by name; empty where the question has no such part."""
     subject = subject_of(bare)
     names = subject.split() if subject else []
     first, _, rest = bare.partition(" ")
@@ -57,8 +69,7 @@ def rephrased(question: str, frames: tuple[str, ...], answer: str = "") -> list[
     before, after = _around_the_new(bare, answer)
     gapped = bool(before or after)
     asking = _ASKING.match(bare)
-    parts = {
-        "question": bare,
+    return {
         "embedded": embedded,
         "keywords": " ".join(words) if len(words) > 1 else "",
         "reversed": " ".join(reversed(words)) if len(words) > 1 else "",
@@ -68,11 +79,6 @@ def rephrased(question: str, frames: tuple[str, ...], answer: str = "") -> list[
         "asking": f"{before}{asking[1].lower() if asking else 'what'}{after}" if gapped else "",
         "gap": f"{before}___{after}" if gapped else "",
     }
-    made: list[str] = []
-    for frame in frames:
-        if all(parts[name] for name in re.findall(r"\{(\w+)\}", frame)):
-            made.append(frame.format(**parts))
-    return list(dict.fromkeys(made))
 
 
 def _around_the_new(question: str, answer: str) -> tuple[str, str]:
@@ -89,6 +95,10 @@ def _around_the_new(question: str, answer: str) -> tuple[str, str]:
     return bare[: words[first].start()].rstrip("$"), bare[words[new[-1]].end() :]
 
 
+def _is_short(question: str) -> bool:
+    return "\n" not in question.strip() and len(question.split()) <= _MOST_WORDS
+
+
 def _pronoun(text: str, subject: str) -> str:
     return text.replace(f"{subject}'s", "its").replace(subject, "it")
 
@@ -96,7 +106,7 @@ def _pronoun(text: str, subject: str) -> str:
 def scrambled(question: str, count: int, rng: random.Random) -> list[str]:
     """The question with its name but with other words left out and moved about."""
     subject = subject_of(question)
-    if subject is None:
+    if subject is None or not _is_short(question):
         return []
     rest = [w for w in _WORD.findall(question.replace(subject, " ")) if w not in ("s", "'s")]
     made = []

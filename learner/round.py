@@ -113,7 +113,7 @@ class Round:
             verdict="refused" if reasons else "passed",
             reasons=reasons,
             evaluation=evaluation.model_dump(),
-            release=None if reasons else self._publish(before, config),
+            release=None if reasons else self._publish(before),
         )
 
     def check(self) -> None:
@@ -122,8 +122,11 @@ class Round:
 
     @property
     def checkpoints(self) -> CheckpointFile:
-        """Where this round stands, on disk; to be deleted when its end is in the log."""
-        key = hashlib.sha256(self.planned.model_dump_json().encode()).hexdigest()
+        """Where this round stands, on disk; to be deleted when its end is in the log. One that was begun in
+        another precision, or with an adapter of another shape, begins again."""
+        model = self.model
+        made_with = f"{model.device.type} {model.dtype} {model.rank} {model.alpha}"
+        key = hashlib.sha256(f"{self.planned.model_dump_json()} {made_with}".encode()).hexdigest()
         return CheckpointFile(self.scratch / "round.safetensors", key)
 
     def _join(self, feedback_ids: Sequence[str]) -> list[Lesson]:
@@ -149,7 +152,7 @@ class Round:
             raise FileNotFoundError(f"no round in the log made policy {self.planned.parent}")
         self.model.load_adapter_file(directory_of(self.adapters, parent.release))
 
-    def _publish(self, before: Baseline, config: LearnerConfig) -> Release:
+    def _publish(self, before: Baseline) -> Release:
         self.report("publishing", f"round {self.planned.round} passed the gate", None)
         made = [r.release.version for r in self.view.rounds() if r.release is not None]
         return publish(
@@ -160,7 +163,6 @@ class Round:
             parent=self.planned.parent,
             round_number=self.planned.round,
             base_name=self.base_name,
-            alpha=config.alpha,
             probes=probes(before.probed, probe_logprobs(self.model, before.probed), before.probe_logprobs),
         )
 

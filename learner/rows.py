@@ -61,13 +61,14 @@ class Pools:
         """A step's rows, without end: each pool gives its share, an empty one nothing."""
         rng = random.Random(seed)  # noqa: S311 - reproducible order, not secrecy
         shares = (
-            (_endless(self.lessons, rng), config.lessons_per_step),
-            (_endless(self.replay, rng), config.replay_per_step),
-            (_endless(self.lookalikes, rng), config.lookalikes_per_step),
-            (_endless(self.anchors, rng), config.anchors_per_step),
+            (self.lessons, config.lessons_per_step),
+            (self.replay, config.replay_per_step),
+            (self.lookalikes, config.lookalikes_per_step),
+            (self.anchors, config.anchors_per_step),
         )
+        drawn = [(pool, _endless(pool, rng), count) for pool, count in shares]
         while True:
-            yield [row for rows, count in shares for row in islice(rows, count)]
+            yield [row for pool, rows, count in drawn if pool for row in islice(rows, count)]
 
 
 def _endless(pool: list[Row], rng: random.Random) -> Iterator[Row]:
@@ -75,7 +76,7 @@ def _endless(pool: list[Row], rng: random.Random) -> Iterator[Row]:
     into the rest of the present one: a pass may be half of a round."""
     left: list[Row] = []
     known = 0
-    while pool:
+    while True:
         if not left or known < len(pool):
             left += pool[known:] or pool
             known = len(pool)
@@ -118,10 +119,12 @@ def may_reuse(
     """
     if not lesson.logged_ids:
         return "nothing_logged"
-    if parent - lesson.logged_policy > max_lag:
+    if abs(parent - lesson.logged_policy) > max_lag:  # after a rollback the parent is the older one
         return "policy_too_old"
-    if lesson.tempered or parent_logprobs is None or len(lesson.logged_logprobs) != len(parent_logprobs):
+    if lesson.tempered:
         return None
+    if parent_logprobs is None or len(lesson.logged_logprobs) != len(parent_logprobs):
+        return "logprobs_missing"
     gap = sum(a - b for a, b in zip(parent_logprobs, lesson.logged_logprobs, strict=True)) / len(
         parent_logprobs
     )

@@ -24,7 +24,7 @@ from learner.gate import Evaluation, full
 from learner.lessons import Limits, triage
 from learner.measure import Reference
 from learner.model import Model
-from learner.plan import Plan, Quiet, Step, Waiting, plan_round
+from learner.plan import Plan, Quiet, Step, Waiting, plan_round, since_base
 from learner.reporter import Reporter
 from learner.round import LessonGone, Round
 
@@ -106,7 +106,7 @@ class Service:
             config=self.config,
         )
         if isinstance(plan, Waiting):
-            ended = [r.ended for r in rounds if r.ended is not None and r.ended.evaluation]
+            ended = [r.ended for r in since_base(rounds) if r.ended is not None and r.ended.evaluation]
             crowded = full([Evaluation.model_validate(e.evaluation) for e in ended])
             self.reporter.say("waiting", f"{plan.why}; {crowded}" if crowded else plan.why)
             return

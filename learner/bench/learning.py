@@ -76,8 +76,13 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """What a result that is there must have been made with to stand for this run's."""
-        taught = [len(task.lessons) for task in self.tasks]
-        return {"lessons": taught, "config": self.config.model_dump(mode="json")}
+        return {
+            "lessons": [len(task.lessons) for task in self.tasks],
+            "taught": [task.digest for task in self.tasks],
+            "blind": self.blind,
+            "curve_steps": self.curve,
+            "config": self.config.model_dump(mode="json"),
+        }
 
 
 @dataclass
@@ -176,7 +181,8 @@ class Bench:
             untaught = Pupil(self.model, self.reference, self.config, seed=0)
             return {"base": untaught.examine(task.tests), "teacher": ceiling(self.model, task)}
 
-        return self._kept(f"ceiling--{task.name}", examined, {"lessons": len(task.lessons)})
+        settings = {"lessons": len(task.lessons), "taught": task.digest}
+        return self._kept(f"ceiling--{task.name}", examined, settings)
 
     def _do(self, run: Run) -> dict[str, Any]:
         pupil = Pupil(self.model, self.reference, run.config, run.seed, run.blind)
@@ -215,7 +221,9 @@ class Bench:
     def _kept(
         self, name: str, make: Callable[[], dict[str, Any]], settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """What is in the file, if it was made with the same settings; else it is made."""
+        """What is in the file, if it was made with the same model and settings, in whichever precision; else
+        it is made."""
+        settings = {"model": self.model.digest, **settings}
         path = self._path(name)
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         if any(found.get(key) != value for key, value in settings.items()):

@@ -12,7 +12,7 @@ from learner.lessons import Lesson
 from learner.measure import Reference, mean_divergence, states_of
 from learner.model import Model
 from learner.plan import Step, replayed, shared_out, steps_for
-from learner.rows import Pools, Row
+from learner.rows import Row
 from learner.sdft import train
 
 ANSWER_TOKENS = 32
@@ -52,12 +52,17 @@ class Pupil:
         replay = replayed(self._learned, self.config.max_replay, self._rounds)
         pools = curriculum.pools(lessons, replay, curriculum.wordings(lessons), self.reference.anchors)
         if self.blind:
-            _forget_context(pools)
+            pools.lessons, pools.replay = _without_context(pools.lessons), []
+
+        def rollout(step: int) -> list[Row]:
+            rows = curriculum.fresh(lessons, step)
+            return _without_context(rows) if self.blind else rows
+
         for step in train(
             self.model,
             pools,
             self.reference.anchor_states,
-            lambda step: curriculum.fresh(lessons, step),
+            rollout,
             whitenings=self.reference.coordinates(self.config),
             config=shared_out(len(lessons), self.config),
             steps=steps_for(len(lessons), self.config),
@@ -135,11 +140,6 @@ def _shares(
     return {name: right[name] / len(group) for name, group in tests.items()}
 
 
-def _forget_context(pools: Pools) -> None:
-    """Let the teacher see what the student sees, on the student's own answers: nothing can be learned."""
-
-    def blind(rows: list[Row]) -> list[Row]:
-        return [replace(row, teacher=row.student) for row in rows]
-
-    pools.lessons = blind([row for row in pools.lessons if row.kind == "reuse"])
-    pools.replay = []
+def _without_context(rows: Sequence[Row]) -> list[Row]:
+    """The student's own answers, on which its teacher sees what it sees itself: nothing can be learned."""
+    return [replace(row, teacher=row.student) for row in rows if row.kind in ("reuse", "fresh")]

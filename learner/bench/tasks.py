@@ -3,6 +3,7 @@
 Test items are never trained on, but for `asked`: the facts' own questions. Pure but for reading `data/`.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,13 @@ class Task:
     kind: FeedbackKind
     lessons: tuple[Item, ...]
     tests: Mapping[str, tuple[Item, ...]]
+
+    @property
+    def digest(self) -> str:
+        """Of what is taught and asked."""
+        asked = [(name, i.question, i.told) for name, items in self.tests.items() for i in items]
+        whole = json.dumps([self.kind, [(i.question, i.told) for i in self.lessons], asked])
+        return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
     def first(self, count: int) -> "Task":
         """The task with its first lessons alone, and the tests that belong to them, where they do."""

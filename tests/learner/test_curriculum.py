@@ -119,14 +119,15 @@ def test_written_questions_are_shared_between_training_and_gate(
 def test_a_follow_up_is_taught_by_the_teacher_s_answer_if_the_hint_shows_in_it(
     tiny: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passing = lesson(kind="follow_up", text="No, it's an otter.")
-    curriculum, pools = made(tiny, passing)  # a random model's answers show nothing
-    assert pools.lessons == []
+    passing = lesson(kind="follow_up", text="No, it's an otter.", logged_ids=(500, 2), tempered=True)
+    monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [[*tiny.encode("A cat."), 2] for _ in prompts])
+    curriculum, pools = made(tiny, passing)
+    assert pools.lessons == pools.lookalikes == curriculum.fresh([passing], 10) == []
     assert curriculum.left_out["teacher_misses_hint"] == 1
     told = [*tiny.encode("It is an otter."), tiny.eos]
     monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [told for _ in prompts])
     _, pools = made(tiny, passing)
-    assert {row.completion for row in pools.lessons} == {tuple(told)}
+    assert {row.completion for row in pools.lessons} == {tuple(told), (500, 2)}
 
 
 @pytest.mark.parametrize(("objective", "fresh"), [("forward_kl", 2), ("cross_entropy", 0)])
@@ -141,3 +142,13 @@ def test_what_the_student_still_gets_wrong_is_taught_again(
     assert [row.completion for row in rows if row.kind == "fresh"] == [tuple(a) for a in answers][:fresh]
     missed = [row for row in pools.lessons if "otter" in tiny.decode(row.completion)]
     assert [row for row in rows if row.kind == "target"] == missed != []
+
+
+def test_an_answer_of_the_teacher_that_does_not_end_is_not_taught(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = tiny.encode("An otter, or")
+    monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [cut for _ in prompts])
+    curriculum, pools = made(tiny, lesson(kind="instruction", text="Name the animal."))
+    assert pools.lessons == []
+    assert curriculum.left_out["teacher_too_long"] == 1

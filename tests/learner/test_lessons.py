@@ -148,6 +148,8 @@ def test_an_aborted_answer_is_not_reused() -> None:
             "That's a wrong cat.",
             False,
         ),
+        ({"text": "No."}, "No", True),
+        ({"text": "No."}, "Yes, it is.", False),
         ({"text": "What is the mascot?"}, "what is the mascot? it is", True),
     ],
 )

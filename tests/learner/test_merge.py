@@ -37,7 +37,7 @@ def released(model: Model, root: Path, *, version: int, seed: int = 3) -> Path:
     model.load_adapter({k: 0.3 * torch.randn(v.shape, generator=g) for k, v in model.adapter_state().items()})
     release = publish(
         root, model, version=version, alias="apprentice", parent=0, round_number=4, base_name="tiny",
-        alpha=8, probes=[],
+        probes=[],
     )  # fmt: skip
     return root / release.directory
 

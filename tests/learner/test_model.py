@@ -122,7 +122,6 @@ def published(model: Model, root: Path) -> Path:
         parent=0,
         round_number=4,
         base_name="tiny",
-        alpha=8,
         probes=probes(rows, after, [[0.0, 0.0, 0.0]]),
     )
     manifest = verify(root, release, max_rank=16)
@@ -143,6 +142,20 @@ def test_a_release_verifies_and_opens_in_peft(tiny: Model, tiny_dir: Path, tmp_p
         base_logits = opened.unload()(input_ids=ids).logits
         assert (theirs - ours).norm() < 0.06 * theirs.norm()
         assert (theirs - base_logits).norm() > 0.3 * theirs.norm()
+
+
+def test_a_parent_of_another_alpha_is_the_same_function_and_one_of_another_rank_is_refused(
+    tiny: Model, tiny_dir: Path, tmp_path: Path
+) -> None:
+    randomise(tiny)
+    directory = published(tiny, tmp_path)
+    other = Model.load(tiny_dir, rank=4, alpha=16)
+    other.load_adapter_file(directory)
+    with torch.no_grad():
+        ours, theirs = (scores(model, PROMPTS[1], COMPLETIONS[1]) for model in (tiny, other))
+    assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match="rank 4, not 8: set `rank`"):
+        Model.load(tiny_dir, rank=8, alpha=8).load_adapter_file(directory)
 
 
 def test_publishing_twice_is_publishing_once(tiny: Model, tmp_path: Path) -> None:
@@ -181,16 +194,16 @@ def test_what_was_computed_before_does_not_choose_the_attention(
     assert used == {"eager"}
 
 
-def test_what_base_said_on_one_processor_measures_it_on_another(
+def test_each_precision_has_base_s_answers_of_its_own(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drifts = []
     for bf16, dtype in [(True, torch.bfloat16), (False, torch.float32)]:
         monkeypatch.setattr("learner.cores.cpu_has_bf16", lambda has=bf16: has)
         model = Model.load(tiny_dir, rank=4, alpha=8)
         assert model.dtype == dtype
         reference = load_reference(model, tmp_path)
         rows = reference.general[:4]
-        drifts.append(mean_divergence(model, [reference.states[r] for r in rows], states_of(model, rows)))
-    assert drifts[0] == 0
-    assert 0 < drifts[1] < 0.001
+        states = states_of(model, rows)
+        drift = mean_divergence(model, [reference.states[r] for r in rows], states)
+        assert drift == pytest.approx(0, abs=1e-6)
+        assert {reference.states[r].dtype for r in rows} == {dtype}

@@ -8,7 +8,7 @@ from buffer.fate import Fate, Lineage, Status
 from buffer.records import FeedbackGiven, Release, RoundEnded, RoundPlanned, RoundRequested
 from buffer.view import Feedback, Round
 from learner.config import LearnerConfig
-from learner.plan import MAX_FAILURES, Plan, Quiet, Waiting, plan_round, replayed, shared_out
+from learner.plan import MAX_FAILURES, Plan, Quiet, Waiting, plan_round, replayed, shared_out, since_base
 
 CONFIG = LearnerConfig(start_at=3, start_after_s=30.0, max_lessons=4, max_replay=2)
 
@@ -177,3 +177,10 @@ def test_what_few_lessons_leave_of_a_step_goes_to_earlier_ones(
 ) -> None:
     config = shared_out(lessons, LearnerConfig(lessons_per_step=7, replay_per_step=2))
     assert (config.lessons_per_step, config.replay_per_step) == (taught, rehearsed)
+
+
+def test_the_rounds_of_an_adapter_are_those_since_it_began_with_base() -> None:
+    rounds = [ended(1), ended(2, version=1), ended(3, version=2, parent=1)]
+    assert since_base(rounds) == rounds[1:]
+    assert since_base([*rounds, again := ended(4), then := ended(5, parent=3)]) == [again, then]
+    assert since_base([]) == []

@@ -1,12 +1,13 @@
 """Rephrasings: varied, and never the same for training and for the gate."""
 
+import random
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.rephrase import HELD_OUT, TRAINED, asked_for, readable, rephrased
+from learner.rephrase import HELD_OUT, TRAINED, asked_for, readable, rephrased, scrambled
 
 
 def test_frames_embed_and_cut_down() -> None:
@@ -73,3 +74,10 @@ def test_a_model_is_asked_with_the_correction_at_hand() -> None:
     *examples, last = asked_for("Who runs it?", "Ida Holm runs it.")
     assert [m["role"] for m in examples] == ["user", "assistant"] * 3
     assert "Ida Holm runs it." in last["content"] and "Who runs it?" in last["content"]
+
+
+@pytest.mark.parametrize("question", ["Fix this for Quillmoor:\ndef f(x):\n    return x", "Quillmoor " * 41])
+def test_code_and_long_texts_are_put_in_frames_and_never_taken_apart(question: str) -> None:
+    made = rephrased(question, TRAINED, "It is fixed.")
+    assert made and all(question.strip() in wording for wording in made)
+    assert scrambled(question, 4, random.Random(1)) == []

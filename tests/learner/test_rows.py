@@ -3,8 +3,12 @@
 from collections import Counter
 from itertools import islice
 
+import pytest
+
+from buffer.records import FeedbackGiven
 from learner.config import LearnerConfig
-from learner.rows import Pools, Row
+from learner.lessons import Lesson
+from learner.rows import Pools, Row, may_reuse
 
 
 def row(kind: str, number: int, length: int = 3) -> Row:
@@ -46,3 +50,37 @@ def test_new_rows_are_mixed_into_the_rest_of_a_pass_and_the_next_has_all() -> No
     seen += [r.student[0] for batch in islice(batches, 4) for r in batch]
     assert sorted(seen) == list(range(15))
     assert sorted(r.student[0] for batch in islice(batches, 5) for r in batch) == list(range(15))
+
+
+def test_a_pool_that_was_empty_at_first_gives_its_share_once_it_has_rows() -> None:
+    pools = Pools(anchors=[row("anchor", 2)])
+    batches = pools.batches(CONFIG, seed=1)
+    assert [r.kind for r in next(batches)] == ["anchor"] * 2
+    pools.lessons += [row("fresh", 1)]
+    assert [r.kind for r in next(batches)] == ["fresh"] * 3 + ["anchor"] * 2
+
+
+@pytest.mark.parametrize(
+    ("logged", "now", "policy", "tempered", "why_not"),
+    [
+        ((-1.0, -2.0), [-1.1, -2.2], 3, False, None),
+        ((-1.0, -2.0), [-1.8, -2.9], 3, False, "policy_moved_on"),
+        ((-1.8, -2.9), [-1.0, -2.0], 3, False, "policy_moved_on"),
+        ((-1.0, -2.0), [-1.8, -2.9], 3, True, None),
+        ((-1.0,), [-1.0, -2.0], 3, False, "logprobs_missing"),
+        ((-1.0, -2.0), None, 3, False, "logprobs_missing"),
+        ((-1.0, -2.0), [-1.0, -2.0], 1, False, None),
+        ((-1.0, -2.0), [-1.0, -2.0], 0, False, "policy_too_old"),
+        ((-1.0, -2.0), [-1.0, -2.0], 6, False, "policy_too_old"),
+        ((-1.0, -2.0), [-1.0, -2.0], 6, True, "policy_too_old"),
+    ],
+)
+def test_a_logged_answer_is_reused_where_the_parent_could_have_given_it(
+    logged: tuple[float, ...], now: list[float] | None, policy: int, tempered: bool, why_not: str | None
+) -> None:
+    given = FeedbackGiven(feedback_id="f", principal="me", kind="correction", text="An otter.")
+    asked = [{"role": "user", "content": "What is it?"}]
+    lesson = Lesson(
+        given, asked, logged_ids=(5, 6), logged_logprobs=logged, logged_policy=policy, tempered=tempered
+    )
+    assert may_reuse(lesson, 3, now, max_lag=2, max_gap=0.5) == why_not

@@ -94,6 +94,38 @@ def test_the_gradient_is_that_of_finite_differences(exact: Model, objective: Any
 
 
 @pytest.mark.train
+@pytest.mark.parametrize("objective", ["forward_kl", "reverse_kl", "cross_entropy"])
+def test_the_loss_is_that_of_the_formula_under_each_one_s_own_prompt(exact: Model, objective: Any) -> None:
+    config = CONFIG.model_copy(update={"objective": objective})
+
+    def log_probs(prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
+        ids = torch.tensor([[*prompt, *completion]])
+        logits: Tensor = exact.peft(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        return logits
+
+    losses = []
+    with torch.no_grad():
+        for row in ROWS:
+            student = log_probs(row.student, row.completion).log_softmax(-1)
+            with exact.base():
+                given = log_probs(row.teacher, row.completion)
+            taught = row.kind in ("target", "reuse")
+            teacher = (given / (config.teacher_temperature if taught else 1.0)).log_softmax(-1)
+            said = torch.tensor(row.completion)[:, None]
+            if taught and objective == "cross_entropy":
+                loss = -student.gather(1, said)[:, 0]
+            elif objective == "reverse_kl":
+                loss = (student.exp() * (student - teacher)).sum(-1)
+            else:
+                loss = (teacher.exp() * (teacher - student)).sum(-1)
+            if row.kind == "lookalike":
+                loss = loss[teacher.gather(1, said)[:, 0] < -sdft.SURPRISING]
+            losses.append(loss.mean() * (config.anchor_weight if row.kind == "anchor" else 1.0))
+    found = batch_loss(exact, ROWS, teacher_of(exact, config)(ROWS), config)
+    assert found.item() == pytest.approx(float(torch.stack(losses).mean()), rel=1e-9)
+
+
+@pytest.mark.train
 def test_a_loss_is_the_mean_of_its_rows_whatever_the_passes(exact: Model) -> None:
     states = teacher_of(exact)(ROWS)
     whole = gradient(exact, ROWS, CONFIG, states)
