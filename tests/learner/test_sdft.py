@@ -126,6 +126,16 @@ def test_the_loss_is_that_of_the_formula_under_each_one_s_own_prompt(exact: Mode
 
 
 @pytest.mark.train
+def test_a_long_prompt_is_read_from_its_first_token(exact: Model) -> None:
+    text = "The first of " + "many " * 1800 + "words"
+    ids = exact.render([{"role": "user", "content": text}])
+    assert text in exact.decode(ids)
+    with torch.no_grad():
+        (state,), (other,) = (exact.hidden([[first, *ids[1:]]], [[30, 2]]) for first in (ids[0], 900))
+    assert not torch.equal(state, other)
+
+
+@pytest.mark.train
 def test_a_loss_is_the_mean_of_its_rows_whatever_the_passes(exact: Model) -> None:
     states = teacher_of(exact)(ROWS)
     whole = gradient(exact, ROWS, CONFIG, states)
