@@ -14,13 +14,13 @@ HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "*.txt", "*.model"]
 """Of a hub model: no code, no pickles."""
 
 BF16_FEATURES = {"avx512bw", "bf16"}
-"""Of processors, x86 and Arm, for which oneDNN has bf16; on others torch uses loops of its own. Source: oneDNN,
-"Data Types"."""
+"""Of processors, x86 and Arm, for which oneDNN has bf16; on others torch uses loops of its own.
+Source: oneDNN, "Data Types"."""
 
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether matrix products in bf16 are fast on this processor. Where they are not, fp32 is four to nine times
-    as fast, for the learner and for vLLM. A processor that does not tell is taken to have bf16."""
+    """Whether matrix products in bf16 are fast on this processor. Where they are not, fp32 is four to nine
+    times as fast, for the learner and for vLLM. A processor that does not tell is taken to have bf16."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
