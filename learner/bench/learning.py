@@ -117,14 +117,10 @@ class Bench:
         every = self._tasks()[0]
         return every.first(len(every.lessons) // 2)
 
-    def _shuffled_half(self) -> Task:
-        """The questions of one half with the corrections of the other."""
-        half = self._half_of_facts()
-        return half.shuffled(self._tasks()[0].lessons[len(half.lessons) :])
-
     def _facts(self) -> Iterator[Run]:
         task = self._tasks()[:1]
-        half = (self._half_of_facts(),)
+        half = self._half_of_facts()
+        others = task[0].lessons[len(half.lessons) :]
         config = self.config.model_copy(update={"min_steps": 1}) if self.quick else self.config
         same = config.model_copy(update=SAME)
         curve, stops = (0, 24) if self.quick else (60, 20)
@@ -135,9 +131,9 @@ class Bench:
             for rate in SFT_RATES[:1] if self.quick else SFT_RATES if seed == 0 else (self._tuned(),):
                 yield Run("facts", f"sft {rate:g}", seed, task, self._plain(rate), curve=stops)
             if seed == 0:
-                yield Run("facts", "shuffled", seed, (self._shuffled_half(),), config)
+                yield Run("facts", "shuffled", seed, (half.shuffled(others),), config)
             if seed == 0 and not self.quick:
-                yield Run("facts", "empty context", seed, half, config, blind=True)
+                yield Run("facts", "empty context", seed, (half,), config, blind=True)
 
     def _plain(self, rate: float) -> LearnerConfig:
         """Plain SFT: all lessons in one round, eight rows a step."""

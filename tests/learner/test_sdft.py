@@ -98,17 +98,17 @@ def test_the_gradient_is_that_of_finite_differences(exact: Model, objective: Any
 def test_the_loss_is_that_of_the_formula_under_each_one_s_own_prompt(exact: Model, objective: Any) -> None:
     config = CONFIG.model_copy(update={"objective": objective})
 
-    def log_probs(prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
+    def logits(prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
         ids = torch.tensor([[*prompt, *completion]])
-        logits: Tensor = exact.peft(input_ids=ids).logits[0, len(prompt) - 1 : -1]
-        return logits
+        of_all: Tensor = exact.peft(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        return of_all
 
     losses = []
     with torch.no_grad():
         for row in ROWS:
-            student = log_probs(row.student, row.completion).log_softmax(-1)
+            student = logits(row.student, row.completion).log_softmax(-1)
             with exact.base():
-                given = log_probs(row.teacher, row.completion)
+                given = logits(row.teacher, row.completion)
             taught = row.kind in ("target", "reuse")
             teacher = (given / (config.teacher_temperature if taught else 1.0)).log_softmax(-1)
             said = torch.tensor(row.completion)[:, None]
