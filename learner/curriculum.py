@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from buffer.records import Decision
 from buffer.teacher import told, with_last_turn
 from learner.config import LearnerConfig
 from learner.lessons import Lesson, Limits, answered
@@ -40,11 +41,48 @@ class Curriculum:
     parent: int
     seed: int
     left_out: Counter[str] = field(default_factory=Counter)
+    _targets: dict[str, list[int]] = field(default_factory=dict)
     _target_rows: dict[str, list[Row]] = field(default_factory=dict)
 
     @property
     def limits(self) -> Limits:
         return Limits(self.config.max_prompt_tokens, self.config.max_completion_tokens)
+
+    def teachable(self, lessons: Sequence[Lesson]) -> tuple[list[Lesson], list[Decision]]:
+        """Those that have a target, and a decision against each of the others.
+
+        A target is the tokens that the answer should have: the correction's own, or, where the feedback only
+        says something about the answer, what the teacher answers with that in its context.
+        """
+        unsaid = [le for le in lessons if le.answer is None]
+        with self.model.base():
+            prompts = [prompts_of(le, le.question, self.model.render)[1] for le in unsaid]
+            answers = self.model.generate(prompts, max_tokens=self.config.max_completion_tokens)
+        self._targets |= {le.feedback_id: answer for le, answer in zip(unsaid, answers, strict=True)}
+        self._targets |= {
+            le.feedback_id: [*self.model.encode(le.answer), self.model.eos]
+            for le in lessons
+            if le.answer is not None
+        }
+        against = {le.feedback_id: self._against(le) for le in lessons}
+        skipped = [decision for decision in against.values() if decision is not None]
+        self.left_out.update(decision.reason for decision in skipped)
+        return [le for le in lessons if against[le.feedback_id] is None], skipped
+
+    def _against(self, lesson: Lesson) -> Decision | None:
+        """Why a lesson's target cannot be taught."""
+        target = self._targets[lesson.feedback_id]
+
+        def skip(reason: str, detail: str) -> Decision:
+            return Decision(feedback_id=lesson.feedback_id, status="skipped", reason=reason, detail=detail)
+
+        if target[-1] != self.model.eos:
+            return skip("teacher_too_long", f"so told, it answers in over {self.limits.completion} tokens")
+        if len(target) > self.limits.completion:
+            return skip("answer_too_long", f"the right answer is over {self.limits.completion} tokens")
+        if lesson.given.kind == "follow_up" and not answered(self.model.decode(target), lesson):
+            return skip("teacher_misses_hint", "so told, it still does not answer so")
+        return None
 
     def pools(
         self,
@@ -53,19 +91,17 @@ class Curriculum:
         wordings: Sequence[Wordings],
         anchors: Sequence[Row],
     ) -> Pools:
-        """All rows that are known before the first step. `wordings` are those of `lessons`.
+        """All rows that are known before the first step. `lessons` are teachable, `wordings` are theirs.
 
         An earlier lesson that is a rating is rehearsed as it was answered.
         """
         rated = [le for le in replay if le.given.kind == "rating"]
-        earlier = [le for le in replay if le.given.kind != "rating"]
-        framed = [self._framed(le) for le in earlier]
-        targets = self.targets(lessons)
+        earlier, _ = self.teachable([le for le in replay if le.given.kind != "rating"])
         return Pools(
-            lessons=self._taught(lessons, targets, wordings)
-            + self._reuse([le for le, target in zip(lessons, targets, strict=True) if target]),
-            replay=self._taught(earlier, self.targets(earlier), framed) + [self._rated(le) for le in rated],
-            lookalikes=self._lookalikes(lessons, targets),
+            lessons=self._taught(lessons, wordings) + self._reuse(lessons),
+            replay=self._taught(earlier, [self._framed(le) for le in earlier])
+            + [self._rated(le) for le in rated],
+            lookalikes=self._lookalikes(lessons),
             anchors=list(anchors),
         )
 
@@ -81,35 +117,10 @@ class Curriculum:
             )
         return made
 
-    def targets(self, lessons: Sequence[Lesson]) -> list[list[int]]:
-        """The tokens that a lesson's answer should have: the correction's own, or, where the feedback says
-        only something about the answer, what the teacher answers with that in its context. Empty, and
-        counted, where that does not come to an end or the hint of a follow-up does not show in it."""
-        ids = {
-            le.feedback_id: [*self.model.encode(le.answer), self.model.eos]
-            for le in lessons
-            if le.answer is not None
-        }
-        unsaid = [le for le in lessons if le.answer is None]
-        with self.model.base():
-            prompts = [prompts_of(le, le.question, self.model.render)[1] for le in unsaid]
-            answers = self.model.generate(prompts, max_tokens=self.config.max_completion_tokens)
-        for lesson, answer in zip(unsaid, answers, strict=True):
-            why_not = None
-            if answer[-1:] != [self.model.eos]:
-                why_not = "teacher_too_long"
-            elif lesson.given.kind == "follow_up" and not answered(self.model.decode(answer), lesson):
-                why_not = "teacher_misses_hint"
-            if why_not is not None:
-                self.left_out[why_not] += 1
-            ids[lesson.feedback_id] = [] if why_not else answer
-        return [ids[le.feedback_id] for le in lessons]
-
     def fresh(self, lessons: Sequence[Lesson], step: int) -> list[Row]:
         """What the student, as it is now, answers to each lesson, and where that is wrong all rows that teach
         the lesson once more; seeded by round and step. Plain fine-tuning never learns from wrong answers."""
-        taught = [le for le in lessons if le.feedback_id in self._target_rows]
-        prompts = [prompts_of(le, le.question, self.model.render) for le in taught]
+        prompts = [prompts_of(le, le.question, self.model.render) for le in lessons]
         completions = self.model.generate(
             [student for student, _ in prompts],
             max_tokens=self.config.max_answer_tokens,
@@ -119,7 +130,7 @@ class Curriculum:
         rows: list[Row] = []
         if self.config.objective != "cross_entropy":
             rows += [Row("fresh", *p, tuple(c)) for p, c in zip(prompts, completions, strict=True)]
-        for lesson, completion in zip(taught, completions, strict=True):
+        for lesson, completion in zip(lessons, completions, strict=True):
             if not answered(self.model.decode(completion), lesson):
                 rows += self._target_rows[lesson.feedback_id]
         return rows
@@ -133,14 +144,11 @@ class Curriculum:
         framed = rephrased(question, TRAINED, lesson.answer or "")
         return Wordings((*framed, *mixed), tuple(rephrased(question, HELD_OUT)))
 
-    def _taught(
-        self, lessons: Sequence[Lesson], targets: Sequence[list[int]], wordings: Sequence[Wordings]
-    ) -> list[Row]:
+    def _taught(self, lessons: Sequence[Lesson], wordings: Sequence[Wordings]) -> list[Row]:
         """The question as it was asked counts several times."""
         rows: list[Row] = []
-        for lesson, target, wording in zip(lessons, targets, wordings, strict=True):
-            if not target:
-                continue
+        for lesson, wording in zip(lessons, wordings, strict=True):
+            target = self._targets[lesson.feedback_id]
             questions = [lesson.question, *wording.trained]
             made, dropped = target_rows(lesson, target, questions, self.model.render, self.limits)
             self.left_out["over_limit"] += dropped
@@ -178,17 +186,16 @@ class Curriculum:
                 self.left_out["written_misleads_teacher"] += 1
         return [kept[le.feedback_id] for le in lessons]
 
-    def _lookalikes(self, lessons: Sequence[Lesson], targets: Sequence[list[int]]) -> list[Row]:
+    def _lookalikes(self, lessons: Sequence[Lesson]) -> list[Row]:
         """The lessons' questions about others, in any of their wordings, answered as the lesson would be."""
         count = self.config.lookalikes_per_lesson if self.config.lookalikes_per_step else 0
         rng = random.Random(f"lookalikes {self.seed}")  # noqa: S311 - reproducible, not secret
         subjects = subjects_of(le.question for le in lessons)
         frames = TRAINED if self.config.framed_questions else ()
         rows: list[Row] = []
-        for lesson, target in zip(lessons, targets, strict=True):
-            if not target:
-                continue
-            swapped = lookalikes(lesson.question, self.model.decode(target), count, rng, subjects)
+        for lesson in lessons:
+            said = self.model.decode(self._targets[lesson.feedback_id])
+            swapped = lookalikes(lesson.question, said, count, rng, subjects)
             self.left_out["no_lookalike"] += count > 0 and not swapped
             for question, answer in swapped:
                 wording = rng.choice([question, *rephrased(question, frames, answer)])

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from buffer.adapters import directory_of
-from buffer.records import LearnerState, Release, RoundEnded, RoundPlanned
+from buffer.records import Decision, LearnerState, Release, RoundEnded, RoundPlanned
 from buffer.teacher import Templates
 from buffer.view import View
 from learner.checkpoint import CheckpointFile
@@ -55,20 +55,23 @@ class Round:
     report: Report
     scratch: Path
     """Where the checkpoint of the round under way is kept."""
+    skipped: list[Decision] = field(default_factory=list)
+    """Against lessons that turned out to be none."""
     _seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> RoundEnded:
         """Train, measure, judge and, if it passes, publish. Raises `LessonGone`."""
         number = self.planned.round
         config = LearnerConfig.model_validate(self.planned.config)
-        lessons, replay = self._join(self.planned.lessons), self._join(self.planned.replay)
-        if not lessons:
-            return RoundEnded(round=number, verdict="refused", reasons=["there was nothing to learn"])
+        accepted, replay = self._join(self.planned.lessons), self._join(self.planned.replay)
         self.report("planning", f"round {number} prepares its rows", None)
         with self._timed("prepare"):
             coordinates = self.reference.coordinates(config)
             self._load_parent(coordinates)
             curriculum = Curriculum(self.model, config, self.planned.parent, self.planned.seed)
+            lessons, self.skipped = curriculum.teachable(accepted)
+            if not lessons:
+                return RoundEnded(round=number, verdict="refused", reasons=["there was nothing to learn"])
             wordings = curriculum.wordings(lessons)
             held_out = [w.held_out for w in wordings]
             earlier = [le for le in replay if le.given.kind != "rating"]

@@ -174,6 +174,8 @@ class Service:
             ended = RoundEnded(
                 round=planned.round, verdict="failed", reasons=[f"{type(error).__name__}: {error}"]
             )
+        if round_.skipped:
+            self._write(FeedbackTriaged(decisions=round_.skipped))
         self._write(ended)
         round_.checkpoints.delete()
         self._tidy()

@@ -49,6 +49,7 @@ class Pupil:
         self._rounds += 1
         seed = self.seed * 1000 + self._rounds
         curriculum = Curriculum(self.model, self.config, self._rounds - 1, seed)
+        lessons, _ = curriculum.teachable(lessons)
         replay = replayed(self._learned, self.config.max_replay, self._rounds)
         pools = curriculum.pools(lessons, replay, curriculum.wordings(lessons), self.reference.anchors)
         if self.blind:

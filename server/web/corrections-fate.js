@@ -29,6 +29,9 @@ const LEFT_OUT = {
   not_rehearsable: "The rated answer was not kept whole, or is too long to be rehearsed.",
   no_teacher: "It has no text that the model could go by.",
   template_mismatch: "The model is asked in another form now than when it gave this answer. Ask again, and correct the new answer.",
+  answer_too_long: "It is too long to be learned. A shorter correction may fit.",
+  teacher_too_long: "Told that, the model does not come to the end of its answer. Say what the answer should have been.",
+  teacher_misses_hint: "Told that, the model still does not answer so. Say what the answer should have been.",
   prompt_too_long: "Conversation and correction together are too long for the model. A shorter correction may fit.",
 };
 

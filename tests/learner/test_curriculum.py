@@ -29,7 +29,8 @@ def made(
 ) -> tuple[Curriculum, Pools]:
     settings = LearnerConfig(rank=4, alpha=8, max_answer_tokens=4, **config)
     curriculum = Curriculum(model, settings, parent=1, seed=3)
-    return curriculum, curriculum.pools(lessons, replay, curriculum.wordings(lessons), [])
+    taught, _ = curriculum.teachable(lessons)
+    return curriculum, curriculum.pools(taught, replay, curriculum.wordings(taught), [])
 
 
 def said(model: Model, row: Row) -> str:
@@ -77,10 +78,18 @@ def test_a_good_answer_is_rehearsed_as_it_was(tiny: Model) -> None:
     assert {tiny.decode(r.completion) for r in pools.replay if r.kind == "target"} == {earlier.given.text}
 
 
-def test_what_is_over_a_limit_is_left_out_and_counted(tiny: Model) -> None:
-    curriculum, pools = made(tiny, lesson(text="otter " * 80), max_completion_tokens=40)
-    assert pools.lessons == []
+def test_rows_over_a_limit_are_left_out_and_counted(tiny: Model) -> None:
+    asked = len(made(tiny, lesson())[1].lessons[0].teacher)
+    curriculum, pools = made(tiny, lesson(), max_prompt_tokens=asked)
+    assert pools.lessons != []
+    assert all(len(row.teacher) <= asked for row in pools.lessons)
     assert curriculum.left_out["over_limit"] > 1
+
+
+def test_a_right_answer_over_the_limit_is_not_taught(tiny: Model) -> None:
+    curriculum, pools = made(tiny, lesson(text="otter " * 80), max_completion_tokens=40)
+    assert pools.lessons == pools.lookalikes == []
+    assert curriculum.left_out["answer_too_long"] == 1
 
 
 @pytest.mark.parametrize(
@@ -122,7 +131,7 @@ def test_a_follow_up_is_taught_by_the_teacher_s_answer_if_the_hint_shows_in_it(
     passing = lesson(kind="follow_up", text="No, it's an otter.", logged_ids=(500, 2), tempered=True)
     monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [[*tiny.encode("A cat."), 2] for _ in prompts])
     curriculum, pools = made(tiny, passing)
-    assert pools.lessons == pools.lookalikes == curriculum.fresh([passing], 10) == []
+    assert pools.lessons == pools.lookalikes == []
     assert curriculum.left_out["teacher_misses_hint"] == 1
     told = [*tiny.encode("It is an otter."), tiny.eos]
     monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [told for _ in prompts])

@@ -204,6 +204,22 @@ def test_a_candidate_that_learned_nothing_is_refused(
 
 
 @pytest.mark.train
+def test_what_turns_out_not_to_be_teachable_is_skipped_and_not_judged(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    learner = service(buffer, tiny, reference, tmp_path)
+    short, long = teach(buffer, 1), teach(buffer, 2, "otter " * 300)
+    learner.turn()
+    assert status(buffer, short) == "trained"
+    found = buffer.view.feedback(long)
+    assert found is not None
+    assert (found.fate.status, found.fate.reason) == ("skipped", "answer_too_long")
+    (done,) = buffer.view.rounds()
+    assert done.ended is not None
+    assert [result["feedback_id"] for result in done.ended.evaluation["lessons"]] == [short]
+
+
+@pytest.mark.train
 def test_a_round_cut_short_is_run_again_to_the_same_bits(
     log: MemoryLog, buffer: Buffer, tiny: Model, tiny_dir: Path, reference: Reference, tmp_path: Path
 ) -> None:
