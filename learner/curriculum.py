@@ -200,14 +200,14 @@ class Curriculum:
             for question, answer in swapped:
                 wording = rng.choice([question, *rephrased(question, frames, answer)])
                 put = with_last_turn(lesson.messages, wording)
-                prompt = tuple(self.model.render(put, lesson.tools))
+                prompt = tuple(self.model.render(put, lesson.template_kwargs))
                 row = Row("lookalike", prompt, prompt, (*self.model.encode(answer), self.model.eos))
                 rows += [row] if (fits := row.fits(self.limits)) else []
                 self.left_out["over_limit"] += not fits
         return rows
 
     def _rated(self, lesson: Lesson) -> Row:
-        prompt = tuple(self.model.render(lesson.messages, lesson.tools))
+        prompt = tuple(self.model.render(lesson.messages, lesson.template_kwargs))
         return Row("rated", prompt, prompt, lesson.logged_ids)
 
     def _reuse(self, lessons: Sequence[Lesson]) -> list[Row]:

@@ -6,7 +6,7 @@ reason can be read with the feedback; what must wait for its exchange is left al
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from buffer.exchanges import Exchange
@@ -14,8 +14,8 @@ from buffer.records import Decision, ExchangeClosed, FeedbackGiven
 from buffer.teacher import DEFAULT, TEACHER_ANSWERS, Templates, last_user_turn, teacher_messages, told
 from buffer.view import Feedback
 
-Render = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]] | None], list[int]]
-"""Messages and tools to the prompt's token ids."""
+Render = Callable[[Sequence[dict[str, Any]], Mapping[str, Any]], list[int]]
+"""Messages, and what else the chat template reads, to the prompt's token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class Lesson:
 
     given: FeedbackGiven
     messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template reads beside the messages: tools, and how much to think."""
     logged_ids: tuple[int, ...] = ()
     """What a policy of ours really answered, as sampled; empty where there is nothing to reuse."""
     logged_logprobs: tuple[float, ...] = ()
@@ -74,7 +75,7 @@ def lesson_of(
         return None
     request, closed = exchange.opened.request, exchange.closed
     asked = [dict(m) for m in request["messages"]]
-    lesson = Lesson(given, asked, request.get("tools"), templates=templates)
+    lesson = Lesson(given, asked, template_kwargs(request), templates=templates)
     choice = next((c for c in closed.choices if c.index == given.choice), None) if closed else None
     if closed is None or choice is None or closed.status != "complete" or closed.untrainable:
         return lesson
@@ -85,6 +86,16 @@ def lesson_of(
         logged_policy=exchange.opened.policy,
         tempered=_tempered(closed),
     )
+
+
+def template_kwargs(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What vLLM gives the chat template of a request, beside the messages.
+
+    Source: `ChatCompletionRequest.build_chat_params` in vllm/entrypoints/openai/chat_completion/protocol.py.
+    """
+    effort = request.get("reasoning_effort")
+    thinking = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+    return {**({"tools": request["tools"]} if request.get("tools") else {}), **thinking}
 
 
 def triage(
@@ -121,13 +132,13 @@ def triage(
     teacher = lesson.messages if rated else lesson.teacher(lesson.messages)
     if teacher is None:
         return skip("no_teacher", f"a {given.kind} without text gives the teacher nothing to go by")
-    prompt = render(lesson.messages, lesson.tools)
+    prompt = render(lesson.messages, lesson.template_kwargs)
     captured = (
         exchange.closed.prompt_token_ids if exchange is not None and exchange.closed is not None else []
     )
     if captured and list(captured) != prompt:
         return skip("template_mismatch", "the chat template no longer renders the prompt that was served")
-    if len(render(teacher, lesson.tools)) > limits.prompt:
+    if len(render(teacher, lesson.template_kwargs)) > limits.prompt:
         return skip("prompt_too_long", f"the teacher's prompt is over {limits.prompt} tokens")
     return Decision(feedback_id=given.feedback_id, status="accepted")
 

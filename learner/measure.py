@@ -200,7 +200,7 @@ def ask(
     general prompts the share that is empty or loops. All are decoded together: a batch takes hardly longer
     than one of its rows."""
     prompts = [
-        model.render(with_last_turn(lesson.messages, question), lesson.tools)
+        model.render(with_last_turn(lesson.messages, question), lesson.template_kwargs)
         for group in questions
         for lesson, question in group
     ]

@@ -180,10 +180,10 @@ class Model:
 
     # --- text to ids ---------------------------------------------------------------------------------
 
-    def render(self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+    def render(self, messages: Messages, template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """The prompt's token ids, up to and with the header of the assistant's turn."""
         text = self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tools=tools or None, tokenize=False, add_generation_prompt=True
+            [dict(m) for m in messages], **(template_kwargs or {}), tokenize=False, add_generation_prompt=True
         )
         return self.encode(text)
 

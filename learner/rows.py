@@ -93,7 +93,8 @@ def prompts_of(lesson: Lesson, question: str, render: Render) -> tuple[tuple[int
     teacher = lesson.teacher(messages)
     if teacher is None:
         raise ValueError(f"feedback {lesson.feedback_id} has no teacher context")
-    return tuple(render(messages, lesson.tools)), tuple(render(teacher, lesson.tools))
+    kwargs = lesson.template_kwargs
+    return tuple(render(messages, kwargs)), tuple(render(teacher, kwargs))
 
 
 def target_rows(

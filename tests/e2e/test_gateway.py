@@ -3,6 +3,9 @@
 import ast
 import asyncio
 import importlib.util
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from buffer.client import Buffer
 from buffer.memory import MemoryLog
 from buffer.records import ExchangeClosed
 from buffer.view import View
+from learner.lessons import template_kwargs
 from server.api.fields import forwarded
 from server.config import ServerConfig
 from server.gateway import Gateway
@@ -159,6 +163,18 @@ def test_every_forwarded_field_is_one_that_vllm_knows(endpoint: Endpoint, folder
         s.target.id for s in found.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)
     }
     assert forwarded(endpoint) - known == set()
+
+
+def test_the_learner_gives_the_chat_template_what_vllm_gives_it() -> None:
+    requests: list[dict[str, Any]] = [{}, {"reasoning_effort": "low"}, {"reasoning_effort": "none"}]
+    program = f"""import json
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+asked = [ChatCompletionRequest(messages=[], **more) for more in {requests}]
+print(json.dumps([one.build_chat_params(None, "auto").chat_template_kwargs for one in asked]))"""
+    ran = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    always = {"add_generation_prompt": True, "continue_final_message": False}
+    ours = [always | template_kwargs(request) for request in requests]
+    assert ours == json.loads(ran.stdout.splitlines()[-1])
 
 
 def test_extra_fields_have_their_effect(gateway: tuple[Gateway, str]) -> None:

@@ -22,8 +22,8 @@ MESSAGES = [{"role": "user", "content": QUESTION}]
 LIMITS = Limits(prompt=400, completion=50)
 
 
-def render(messages: Any, tools: Any = None) -> list[int]:
-    return [ord(c) for m in messages for c in str(m["content"])]
+def render(messages: Any, kwargs: Any) -> list[int]:
+    return [ord(c) for m in messages for c in f"{m['content']}{kwargs.get('reasoning_effort', '')}"]
 
 
 def exchange(
@@ -47,7 +47,7 @@ def exchange(
         {
             "completion_id": "c",
             "status": status,
-            "prompt_token_ids": render(MESSAGES) if prompt is None else prompt,
+            "prompt_token_ids": render(MESSAGES, request) if prompt is None else prompt,
             "choices": [Choice(token_ids=[7, 8], logprobs=[-0.5, -0.25])],
             "sampling": {"temperature": temperature},
         }
@@ -75,6 +75,10 @@ def judged(feedback: FeedbackGiven, about: Exchange | None) -> str | None:
 
 def test_a_correction_of_a_chat_is_accepted() -> None:
     assert judged(given(), exchange()) == "accepted"
+
+
+def test_an_answer_that_was_asked_to_be_thought_about_can_be_corrected() -> None:
+    assert judged(given(), exchange(reasoning_effort="low")) == "accepted"
 
 
 def test_a_follow_up_with_a_hint_is_accepted_and_one_without_need_not_wait() -> None:

@@ -102,7 +102,7 @@ def test_only_the_adapter_learns(tiny: Model) -> None:
 def test_tools_reach_the_prompt(tiny: Model) -> None:
     asked = [{"role": "user", "content": "hi"}]
     tool = {"type": "function", "function": {"name": "lamp", "parameters": {}}}
-    assert "lamp" in tiny.tokenizer.decode(tiny.render(asked, [tool]))
+    assert "lamp" in tiny.tokenizer.decode(tiny.render(asked, {"tools": [tool]}))
     assert "lamp" not in tiny.tokenizer.decode(tiny.render(asked))
 
 
