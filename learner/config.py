@@ -69,6 +69,9 @@ class LearnerConfig(Table):
     teacher: Literal["base", "last-promoted"] = "base"
     """Whose weights see the correction: base's, or those of the policy that the round starts from."""
     teacher_temperature: float = Field(0.3, gt=0)
+    hard_labels: float = Field(0.9, ge=0, le=1)
+    """Share of the cross entropy in the loss on a correction's own tokens; the rest is the divergence from
+    the teacher. 0 leaves it to the teacher how the answer is phrased."""
     skip_tokens: int = Field(3, ge=0)
     """First tokens of a long answer to a lesson that are not trained (`learner.loss.loss_mask`)."""
     framed_questions: bool = True

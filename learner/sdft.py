@@ -34,9 +34,19 @@ _DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "cross_entro
 """By objective. Cross entropy is for lessons' rows alone: the others keep forward KL."""
 
 
+def hard_share(row: Row, config: LearnerConfig) -> float:
+    """How much of a row's loss is the cross entropy of its own tokens; the rest is the divergence."""
+    if row.kind not in TAUGHT:
+        return 0.0
+    if config.objective == "cross_entropy":
+        return 1.0
+    return config.hard_labels if row.kind == "target" else 0.0
+
+
 @dataclass
 class Teacher:
-    """The teachers' hidden states by row, computed in batches on first need and kept.
+    """The teachers' hidden states by row, computed in batches on first need and kept; none for a row that its
+    own tokens teach alone.
 
     `parent` is the adapter of the policy that the round starts from.
     """
@@ -47,14 +57,16 @@ class Teacher:
     config: LearnerConfig
 
     def __call__(self, rows: Sequence[Row]) -> list[Tensor]:
-        missing = list(dict.fromkeys(row for row in rows if row not in self.kept))
+        taught = [row for row in rows if hard_share(row, self.config) < 1]
+        missing = list(dict.fromkeys(row for row in taught if row not in self.kept))
         if by_base := [row for row in missing if not self._by_parent(row)]:
             with self.model.base():
                 self._keep(by_base)
         if by_parent := [row for row in missing if self._by_parent(row)]:
             with self.model.holding(self.parent):
                 self._keep(by_parent)
-        return [self.kept[row] for row in rows]
+        none = self.model.head_VD[:0]
+        return [self.kept.get(row, none) for row in rows]
 
     def _by_parent(self, row: Row) -> bool:
         return row.kind == "rated" or (row.kind in TAUGHT and self.config.teacher == "last-promoted")
@@ -140,27 +152,31 @@ def batch_loss(
     masks = [_mask(model, r, t, config).to(wide) for r, t in zip(batch, teacher, strict=True)]
     shares = [(config.anchor_weight if r.kind == "anchor" else 1.0) / len(batch) for r in batch]
     weights = [mask / mask.sum().clamp(min=1) * s for mask, s in zip(masks, shares, strict=True)]
-    hard = [r.kind in TAUGHT and config.objective == "cross_entropy" for r in batch]
+    hard = [hard_share(r, config) for r in batch]
+    soft = [1 - share for share in hard]
 
-    def joined(per_row: Sequence[Tensor], wanted: bool) -> Tensor:
-        return torch.cat([t for t, is_hard in zip(per_row, hard, strict=True) if is_hard == wanted])
+    def joined(per_row: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+        return torch.cat([t for t, share in zip(per_row, shares, strict=True) if share])
+
+    def weighed(shares: Sequence[float]) -> Tensor:
+        parts = [w * share for w, share in zip(weights, shares, strict=True)]
+        return joined(parts, shares).to(model.device)
 
     total = torch.zeros((), dtype=wide, device=model.device)
-    if not all(hard):
+    if any(soft):
         sharpness = [config.teacher_temperature if r.kind in TAUGHT else 1.0 for r in batch]
         temperatures = [torch.full_like(w, t) for w, t in zip(weights, sharpness, strict=True)]
         total = total + distil(
             _DIVERGENCES[config.objective],
-            joined(states, False),
-            joined(teacher, False),
+            joined(states, soft),
+            joined(teacher, soft),
             model.head_VD,
-            joined(weights, False).to(model.device),
-            joined(temperatures, False).to(model.device),
+            weighed(soft),
+            joined(temperatures, soft).to(model.device),
         )
     if any(hard):
-        told = joined([torch.tensor(r.completion) for r in batch], True).to(model.device)
-        weights_N = joined(weights, True).to(model.device)
-        total = total + cross_entropy(joined(states, True), told, model.head_VD, weights_N)
+        told = joined([torch.tensor(r.completion) for r in batch], hard).to(model.device)
+        total = total + cross_entropy(joined(states, hard), told, model.head_VD, weighed(hard))
     return total
 
 

@@ -50,6 +50,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "no replay": {"replay_per_step": 0},
     "no reuse": {"reuse": False},
     "no fresh rollouts": {"fresh_rollouts": 0},
+    "no hard labels": {"hard_labels": 0.0},
     "teacher not sharpened": {"teacher_temperature": 1.0},
     "teacher last-promoted": {"teacher": "last-promoted"},
     "reverse KL": {"objective": "reverse_kl"},

@@ -96,7 +96,7 @@ def test_the_gradient_is_that_of_finite_differences(exact: Model, objective: Any
 @pytest.mark.train
 @pytest.mark.parametrize("objective", ["forward_kl", "reverse_kl", "cross_entropy"])
 def test_the_loss_is_that_of_the_formula_under_each_one_s_own_prompt(exact: Model, objective: Any) -> None:
-    config = CONFIG.model_copy(update={"objective": objective})
+    config = CONFIG.model_copy(update={"objective": objective, "hard_labels": 0.3})
 
     def logits(prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
         ids = torch.tensor([[*prompt, *completion]])
@@ -112,17 +112,39 @@ def test_the_loss_is_that_of_the_formula_under_each_one_s_own_prompt(exact: Mode
             taught = row.kind in ("target", "reuse")
             teacher = (given / (config.teacher_temperature if taught else 1.0)).log_softmax(-1)
             said = torch.tensor(row.completion)[:, None]
-            if taught and objective == "cross_entropy":
-                loss = -student.gather(1, said)[:, 0]
-            elif objective == "reverse_kl":
+            told = -student.gather(1, said)[:, 0]
+            if objective == "reverse_kl":
                 loss = (student.exp() * (student - teacher)).sum(-1)
             else:
                 loss = (teacher.exp() * (teacher - student)).sum(-1)
+            if taught and objective == "cross_entropy":
+                loss = told
+            elif row.kind == "target":
+                loss = 0.3 * told + 0.7 * loss
             if row.kind == "lookalike":
                 loss = loss[teacher.gather(1, said)[:, 0] < -sdft.SURPRISING]
             losses.append(loss.mean() * (config.anchor_weight if row.kind == "anchor" else 1.0))
     found = batch_loss(exact, ROWS, teacher_of(exact, config)(ROWS), config)
     assert found.item() == pytest.approx(float(torch.stack(losses).mean()), rel=1e-9)
+
+
+@pytest.mark.train
+@pytest.mark.parametrize(
+    ("more", "kinds"),
+    [
+        ({}, {"target", "reuse", "lookalike", "anchor"}),
+        ({"hard_labels": 1.0}, {"reuse", "lookalike", "anchor"}),
+        ({"objective": "cross_entropy"}, {"lookalike", "anchor"}),
+    ],
+)
+def test_rows_that_are_taught_by_their_own_tokens_cost_no_teacher(
+    tiny: Model, more: dict[str, Any], kinds: set[str]
+) -> None:
+    teacher = teacher_of(tiny, CONFIG.model_copy(update=more))
+    assert [len(states) for states in teacher(ROWS)] == [
+        len(row.completion) if row.kind in kinds else 0 for row in ROWS
+    ]
+    assert {row.kind for row in teacher.kept} == kinds
 
 
 @pytest.mark.train
@@ -163,7 +185,7 @@ def test_anchors_count_as_often_as_it_is_set(exact: Model) -> None:
 def test_the_same_context_and_weights_have_nothing_to_learn(exact: Model) -> None:
     exact.reset_adapter(1, {})
     rows = [Row("target", r.student, r.student, r.completion) for r in ROWS]
-    config = CONFIG.model_copy(update={"teacher_temperature": 1.0})
+    config = CONFIG.model_copy(update={"teacher_temperature": 1.0, "hard_labels": 0.0})
     states = teacher_of(exact)(rows)
     assert batch_loss(exact, rows, states, config).item() == pytest.approx(0.0, abs=1e-9)
     assert max(float(g.abs().max()) for g in gradient(exact, rows, config, states)) < 1e-9
@@ -270,7 +292,7 @@ def run(
 @pytest.mark.train
 def test_training_moves_the_student_to_its_teacher_and_nothing_else(tiny: Model) -> None:
     frozen = {n: p.detach().clone() for n, p in tiny.peft.named_parameters() if not p.requires_grad}
-    steps = list(run(tiny, CONFIG.model_copy(update={"learning_rate": 2e-2})))
+    steps = list(run(tiny, CONFIG.model_copy(update={"learning_rate": 2e-2, "hard_labels": 0.0})))
     assert [s.number for s in steps] == list(range(1, 10))
     assert steps[-1].loss < 0.7 * steps[0].loss
     assert all(torch.equal(frozen[n], p) for n, p in tiny.peft.named_parameters() if n in frozen)
