@@ -1,7 +1,8 @@
 """Self-distillation fine-tuning of one adapter: the steps of a round.
 
     for each step:  rows  = lessons' rows + replay + look-alikes + anchors
-                    loss  = weighted mean over rows of the mean over tokens of KL(teacher || student)
+                    loss  = weighted mean over rows of the mean over tokens of KL(teacher || student),
+                            and of cross entropy where the tokens are a correction's own (`hard_share`)
                     AdamW on the adapter alone (learner.optimiser)
 
 The teacher is frozen within a round: base, or the policy that the round starts from, with the correction in
@@ -57,8 +58,8 @@ class Teacher:
     config: LearnerConfig
 
     def __call__(self, rows: Sequence[Row]) -> list[Tensor]:
-        taught = [row for row in rows if hard_share(row, self.config) < 1]
-        missing = list(dict.fromkeys(row for row in taught if row not in self.kept))
+        wanted = dict.fromkeys(row for row in rows if hard_share(row, self.config) < 1)
+        missing = [row for row in wanted if row not in self.kept]
         if by_base := [row for row in missing if not self._by_parent(row)]:
             with self.model.base():
                 self._keep(by_base)
