@@ -34,7 +34,10 @@ CONFIG = {
         "with-security-parameters": False,
     },
     # a schema cannot say everything: that a choice must be there, that a text must not be a control token
-    "checks": {"positive_data_acceptance": {"enabled": False}},
+    "checks": {
+        "positive_data_acceptance": {"enabled": False},
+        "negative_data_rejection": {"expected-statuses": ["4xx"]},  # 413 as well
+    },
 }
 
 # The document depends on nothing else of a gateway, and pytest wants to know the operations at once.
