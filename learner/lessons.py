@@ -94,8 +94,9 @@ def template_kwargs(request: Mapping[str, Any]) -> dict[str, Any]:
     Source: `ChatCompletionRequest.build_chat_params` in vllm/entrypoints/openai/chat_completion/protocol.py.
     """
     effort = request.get("reasoning_effort")
-    thinking = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
-    return {**({"tools": request["tools"]} if request.get("tools") else {}), **thinking}
+    thinks = None if effort is None else effort != "none"
+    given = {"tools": request.get("tools") or None, "reasoning_effort": effort, "enable_thinking": thinks}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def triage(

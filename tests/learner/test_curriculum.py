@@ -131,8 +131,9 @@ def test_a_follow_up_is_taught_by_the_teacher_s_answer_if_the_hint_shows_in_it(
     passing = lesson(kind="follow_up", text="No, it's an otter.", logged_ids=(500, 2), tempered=True)
     monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [[*tiny.encode("A cat."), 2] for _ in prompts])
     curriculum, pools = made(tiny, passing)
-    assert pools.lessons == pools.lookalikes == []
     assert curriculum.left_out["teacher_misses_hint"] == 1
+    taught, _ = curriculum.teachable([passing])
+    assert pools.lessons == pools.lookalikes == curriculum.fresh(taught, 10) == []
     told = [*tiny.encode("It is an otter."), tiny.eos]
     monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [told for _ in prompts])
     _, pools = made(tiny, passing)
