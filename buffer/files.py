@@ -5,6 +5,7 @@ before the bytes it points at unless those are synced first. Source: `man 2 fsyn
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import tempfile
@@ -56,7 +57,12 @@ def publish_directory(temporary: Path, final: Path) -> None:
     make_directory(final.parent)
     if final.exists():
         raise FileExistsError(f"{final} is already published")
-    os.rename(temporary, final)
+    try:
+        os.rename(temporary, final)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:  # published in between
+            raise FileExistsError(f"{final} is already published") from error
+        raise
     sync(final.parent)
 
 

@@ -5,7 +5,9 @@ General prompts come with base's own greedy answers (`Reference`), computed once
 
 import json
 import random
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -91,12 +93,15 @@ def _generate_reference(model: Model, directory: Path) -> None:
         found = {name: states_of(model, rows[name]) for name in _NAMES}
     states = {f"{name}.{i}": state.contiguous() for name in _NAMES for i, state in enumerate(found[name])}
     whitenings = whitenings_of(model, rows["anchors"])
-    temporary = directory.with_suffix(".new")
-    make_directory(temporary)
-    (temporary / "answers.json").write_text(json.dumps(answers))
-    save_file(states, temporary / "states.safetensors")
-    save_whitenings(whitenings, temporary / "whitening.safetensors")
-    publish_directory(temporary, directory)
+    make_directory(directory.parent)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".reference-") as scratch:
+        made = Path(scratch, "reference")
+        make_directory(made)
+        (made / "answers.json").write_text(json.dumps(answers))
+        save_file(states, made / "states.safetensors")
+        save_whitenings(whitenings, made / "whitening.safetensors")
+        with suppress(FileExistsError):  # another process, a benchmark's or the learner's, was first
+            publish_directory(made, directory)
 
 
 def _lines(name: str) -> list[str]:

@@ -84,6 +84,18 @@ def test_what_is_published_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "final" / "file").read_text() == "first"
 
 
+def test_of_two_that_publish_at_once_the_second_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("second", "final"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    with pytest.raises(FileExistsError):
+        files.publish_directory(tmp_path / "second", tmp_path / "final")
+    assert (tmp_path / "final" / "file").read_text() == "final"
+
+
 def test_a_lock_has_one_owner_and_outlives_no_process(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = (

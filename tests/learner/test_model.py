@@ -1,6 +1,7 @@
 """The model in the learner: alignment, batching, the adapter, and what is published of it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from buffer.adapters import MANIFEST, WEIGHTS, AdapterInvalid, verify
 from learner.loss import token_logprobs
-from learner.measure import load_reference, mean_divergence, states_of
+from learner.measure import Reference, load_reference, mean_divergence, states_of
 from learner.model import Model
 from learner.publish import probe_logprobs, probes, publish
 from learner.rows import Row
+from learner.whitening import save_whitenings
 
 PROMPTS = [[1, 500, 501, 502], [1, 9, 10, 11, 12, 13, 14], [1, 77]]
 COMPLETIONS = [[30, 31, 32], [40, 2], [50, 51, 52, 53, 2]]
@@ -207,3 +209,19 @@ def test_each_precision_has_base_s_answers_of_its_own(
         drift = mean_divergence(model, [reference.states[r] for r in rows], states)
         assert drift == pytest.approx(0, abs=1e-6)
         assert {reference.states[r].dtype for r in rows} == {dtype}
+
+
+def test_base_s_answers_may_be_made_by_two_processes_at_once(
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others: list[Reference] = []
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.undo()
+        others.append(load_reference(tiny, tmp_path))
+        save_whitenings(*arguments)
+
+    monkeypatch.setattr("learner.measure.save_whitenings", overtaken)
+    reference = load_reference(tiny, tmp_path)
+    assert reference.general == others[0].general
+    assert len(list(tmp_path.iterdir())) == 1
