@@ -41,7 +41,7 @@ class LearnerConfig(Table):
     alpha: int = Field(32, ge=1)
 
     min_steps: int = Field(40, ge=1)
-    steps_per_lesson: int = Field(10, ge=0)
+    steps_per_lesson: int = Field(8, ge=0)
     max_steps: int = Field(200, ge=1)
     lessons_per_step: int = Field(4, ge=1)
     """Rows of a step about the round's lessons, two at most about each; earlier ones get what is left. Many
@@ -56,7 +56,7 @@ class LearnerConfig(Table):
     """How much such a row counts, where any other counts 1."""
     tokens_per_pass: int = Field(640, ge=64)
     """In one forward and backward pass: a step takes as many as it needs. Fewer need less memory."""
-    learning_rate: float = Field(1.2e-3, gt=0)
+    learning_rate: float = Field(1.1e-3, gt=0)
     whitened: bool = True
     """Whether steps are taken in coordinates in which layers' inputs are white (`learner.whitening`)."""
     warmup_steps: int = Field(4, ge=0)
@@ -69,9 +69,9 @@ class LearnerConfig(Table):
     teacher: Literal["base", "last-promoted"] = "base"
     """Whose weights see the correction: base's, or those of the policy that the round starts from."""
     teacher_temperature: float = Field(0.3, gt=0)
-    hard_labels: float = Field(0.9, ge=0, le=1)
-    """Share of the cross entropy in the loss on a correction's own tokens; the rest is the divergence from
-    the teacher. 0 leaves it to the teacher how the answer is phrased."""
+    hard_labels: bool = True
+    """Whether a correction's own tokens are learned as they stand, by cross entropy; else as likely as the
+    teacher, with the correction in its context, would say them (the paper's loss)."""
     skip_tokens: int = Field(3, ge=0)
     """First tokens of a long answer to a lesson that are not trained (`learner.loss.loss_mask`)."""
     framed_questions: bool = True
@@ -81,7 +81,7 @@ class LearnerConfig(Table):
     filter is kept for the gate. A model of 135M parameters writes hardly any that pass."""
     scrambled_questions: int = Field(4, ge=0)
     """Further wordings of each question: with words left out and moved about. Only beside the frames."""
-    lookalikes_per_lesson: int = Field(8, ge=0)
+    lookalikes_per_lesson: int = Field(16, ge=0)
     """Others that each lesson's question is asked about, to be held to base there."""
     reuse: bool = True
     """Whether logged completions serve as rollouts."""

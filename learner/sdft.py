@@ -2,7 +2,7 @@
 
     for each step:  rows  = lessons' rows + replay + look-alikes + anchors
                     loss  = weighted mean over rows of the mean over tokens of KL(teacher || student),
-                            and of cross entropy where the tokens are a correction's own (`hard_share`)
+                            or of cross entropy where the tokens are a correction's own (`is_label`)
                     AdamW on the adapter alone (learner.optimiser)
 
 The teacher is frozen within a round: base, or the policy that the round starts from, with the correction in
@@ -35,19 +35,17 @@ _DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "cross_entro
 """By objective. Cross entropy is for lessons' rows alone: the others keep forward KL."""
 
 
-def hard_share(row: Row, config: LearnerConfig) -> float:
-    """How much of a row's loss is the cross entropy of its own tokens; the rest is the divergence."""
-    if row.kind not in TAUGHT:
-        return 0.0
+def is_label(row: Row, config: LearnerConfig) -> bool:
+    """Whether a row's own tokens are learned as they stand; else what the teacher says in their place."""
     if config.objective == "cross_entropy":
-        return 1.0
-    return config.hard_labels if row.kind == "target" else 0.0
+        return row.kind in TAUGHT
+    return config.hard_labels and row.kind == "target"
 
 
 @dataclass
 class Teacher:
-    """The teachers' hidden states by row, computed in batches on first need and kept; none for a row that its
-    own tokens teach alone.
+    """The teachers' hidden states by row, computed in batches on first need and kept; none for a row that is
+    its own label.
 
     `parent` is the adapter of the policy that the round starts from.
     """
@@ -58,7 +56,7 @@ class Teacher:
     config: LearnerConfig
 
     def __call__(self, rows: Sequence[Row]) -> list[Tensor]:
-        wanted = dict.fromkeys(row for row in rows if hard_share(row, self.config) < 1)
+        wanted = dict.fromkeys(row for row in rows if not is_label(row, self.config))
         missing = [row for row in wanted if row not in self.kept]
         if by_base := [row for row in missing if not self._by_parent(row)]:
             with self.model.base():
@@ -153,31 +151,27 @@ def batch_loss(
     masks = [_mask(model, r, t, config).to(wide) for r, t in zip(batch, teacher, strict=True)]
     shares = [(config.anchor_weight if r.kind == "anchor" else 1.0) / len(batch) for r in batch]
     weights = [mask / mask.sum().clamp(min=1) * s for mask, s in zip(masks, shares, strict=True)]
-    hard = [hard_share(r, config) for r in batch]
-    soft = [1 - share for share in hard]
+    labels = [is_label(r, config) for r in batch]
 
-    def joined(per_row: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        return torch.cat([t for t, share in zip(per_row, shares, strict=True) if share])
-
-    def weighed(shares: Sequence[float]) -> Tensor:
-        parts = [w * share for w, share in zip(weights, shares, strict=True)]
-        return joined(parts, shares).to(model.device)
+    def joined(per_row: Sequence[Tensor], of_labels: bool) -> Tensor:
+        chosen = [t for t, label in zip(per_row, labels, strict=True) if label is of_labels]
+        return torch.cat(chosen).to(model.device)
 
     total = torch.zeros((), dtype=wide, device=model.device)
-    if any(soft):
+    if not all(labels):
         sharpness = [config.teacher_temperature if r.kind in TAUGHT else 1.0 for r in batch]
         temperatures = [torch.full_like(w, t) for w, t in zip(weights, sharpness, strict=True)]
         total = total + distil(
             _DIVERGENCES[config.objective],
-            joined(states, soft),
-            joined(teacher, soft),
+            joined(states, False),
+            joined(teacher, False),
             model.head_VD,
-            weighed(soft),
-            joined(temperatures, soft).to(model.device),
+            joined(weights, False),
+            joined(temperatures, False),
         )
-    if any(hard):
-        told = joined([torch.tensor(r.completion) for r in batch], hard).to(model.device)
-        total = total + cross_entropy(joined(states, hard), told, model.head_VD, weighed(hard))
+    if any(labels):
+        told = joined([torch.tensor(r.completion) for r in batch], True)
+        total = total + cross_entropy(joined(states, True), told, model.head_VD, joined(weights, True))
     return total
 
 
@@ -188,5 +182,5 @@ def _mask(model: Model, row: Row, teacher: Tensor, config: LearnerConfig) -> Ten
     if row.kind == "lookalike":
         ids = torch.tensor(row.completion, device=teacher.device)
         return (token_logprobs(teacher, model.head_VD, ids) < -SURPRISING).cpu()
-    skip = config.skip_tokens if row.kind in TAUGHT else 0
+    skip = config.skip_tokens if row.kind in TAUGHT and not is_label(row, config) else 0
     return torch.tensor(loss_mask(len(row.completion), skip=skip))

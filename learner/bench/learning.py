@@ -50,7 +50,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "no replay": {"replay_per_step": 0},
     "no reuse": {"reuse": False},
     "no fresh rollouts": {"fresh_rollouts": 0},
-    "no hard labels": {"hard_labels": 0.0},
+    "no hard labels": {"hard_labels": False},
     "teacher not sharpened": {"teacher_temperature": 1.0},
     "teacher last-promoted": {"teacher": "last-promoted"},
     "reverse KL": {"objective": "reverse_kl"},
@@ -124,7 +124,7 @@ class Bench:
         others = task[0].lessons[len(half.lessons) :]
         config = self.config.model_copy(update={"min_steps": 1}) if self.quick else self.config
         same = config.model_copy(update=SAME)
-        curve, stops = (0, 24) if self.quick else (60, 20)
+        curve, stops = (0, 24) if self.quick else (64, 20)
         for seed in range(self.seeds):
             yield Run("facts", "sdft", seed, task, config, curve=curve)
             if not self.quick:
@@ -154,15 +154,14 @@ class Bench:
     def _sequence(self) -> Iterator[Run]:
         whole_facts, calls, sorting = self._tasks()
         tasks = (whole_facts.first(len(calls.lessons)), calls, sorting)
-        whole = self.config.model_copy(update={"max_lessons": len(calls.lessons)})
-        same = whole.model_copy(update=SAME)
-        plain = whole.model_copy(update={**PLAIN, "learning_rate": self._tuned()})
+        same = self.config.model_copy(update=SAME)
+        plain = self.config.model_copy(update={**PLAIN, "learning_rate": self._tuned()})
         for seed in range(self.seeds):
-            yield Run("sequence", "sdft", seed, tasks, whole)
+            yield Run("sequence", "sdft", seed, tasks, self.config)
             yield Run("sequence", "sft+", seed, tasks, same)
             yield Run("sequence", "sft", seed, tasks, plain)
             for task in tasks[1:]:  # the first one's separate adapter is the sequence's first stage
-                yield Run("sequence", f"separate {task.name}", seed, (task,), whole)
+                yield Run("sequence", f"separate {task.name}", seed, (task,), self.config)
 
     def _ablations(self) -> Iterator[Run]:
         for name, changed in ABLATIONS.items():

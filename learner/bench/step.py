@@ -130,7 +130,7 @@ def _arms(
     model: Model, prompt: int, completion: int, config: LearnerConfig
 ) -> dict[str, Callable[[int], None]]:
     round_lessons = [
-        _row(model, "target", prompt, completion, n)
+        _row(model, "reuse", prompt, completion, n)
         for n in range(max(config.max_lessons, config.lessons_per_step))
     ]
     lessons = round_lessons[: config.lessons_per_step]

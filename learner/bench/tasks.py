@@ -106,7 +106,7 @@ def same_json(told: str) -> Checker:
     return right
 
 
-def api_calls(lessons: int = 24, tests: int = 100) -> Task:
+def api_calls(lessons: int = 16, tests: int = 100) -> Task:
     """Requests about a house, answered by a call to an API that nobody has seen: exact JSON."""
     items = []
     for room in _ROOMS:
@@ -154,7 +154,7 @@ def exactly(told: str) -> Checker:
     return lambda answer: answer.strip().rstrip(".").casefold() == told.casefold()
 
 
-def labels(lessons: int = 24, tests: int = 100) -> Task:
+def labels(lessons: int = 16, tests: int = 100) -> Task:
     """Customers' messages, sorted by a policy into four classes with names that say nothing."""
     items = [
         Item(f"Ticket: {form.format(thing=thing)}", f"Class {label}", exactly(f"Class {label}"))

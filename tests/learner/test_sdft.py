@@ -25,6 +25,8 @@ ROWS = [
     Row("anchor", (1, 77), (1, 77), (60, 61, 62, 63, 64, 2)),
 ]
 CONFIG = LearnerConfig(rank=4, alpha=8, fresh_rollouts=0, checkpoint_steps=2)
+SOFT = CONFIG.model_copy(update={"hard_labels": False})
+"""A teacher for every row."""
 
 
 class ExactNorm(torch.nn.Module):
@@ -94,9 +96,12 @@ def test_the_gradient_is_that_of_finite_differences(exact: Model, objective: Any
 
 
 @pytest.mark.train
+@pytest.mark.parametrize("hard_labels", [True, False])
 @pytest.mark.parametrize("objective", ["forward_kl", "reverse_kl", "cross_entropy"])
-def test_the_loss_is_that_of_the_formula_under_each_one_s_own_prompt(exact: Model, objective: Any) -> None:
-    config = CONFIG.model_copy(update={"objective": objective, "hard_labels": 0.3})
+def test_the_loss_is_that_of_the_formula_under_each_one_s_own_prompt(
+    exact: Model, objective: Any, hard_labels: bool
+) -> None:
+    config = CONFIG.model_copy(update={"objective": objective, "hard_labels": hard_labels})
 
     def logits(prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
         ids = torch.tensor([[*prompt, *completion]])
@@ -117,10 +122,8 @@ def test_the_loss_is_that_of_the_formula_under_each_one_s_own_prompt(exact: Mode
                 loss = (student.exp() * (student - teacher)).sum(-1)
             else:
                 loss = (teacher.exp() * (teacher - student)).sum(-1)
-            if taught and objective == "cross_entropy":
+            if (taught and objective == "cross_entropy") or (row.kind == "target" and hard_labels):
                 loss = told
-            elif row.kind == "target":
-                loss = 0.3 * told + 0.7 * loss
             if row.kind == "lookalike":
                 loss = loss[teacher.gather(1, said)[:, 0] < -sdft.SURPRISING]
             losses.append(loss.mean() * (config.anchor_weight if row.kind == "anchor" else 1.0))
@@ -132,8 +135,8 @@ def test_the_loss_is_that_of_the_formula_under_each_one_s_own_prompt(exact: Mode
 @pytest.mark.parametrize(
     ("more", "kinds"),
     [
-        ({}, {"target", "reuse", "lookalike", "anchor"}),
-        ({"hard_labels": 1.0}, {"reuse", "lookalike", "anchor"}),
+        ({"hard_labels": False}, {"target", "reuse", "lookalike", "anchor"}),
+        ({}, {"reuse", "lookalike", "anchor"}),
         ({"objective": "cross_entropy"}, {"lookalike", "anchor"}),
     ],
 )
@@ -185,8 +188,8 @@ def test_anchors_count_as_often_as_it_is_set(exact: Model) -> None:
 def test_the_same_context_and_weights_have_nothing_to_learn(exact: Model) -> None:
     exact.reset_adapter(1, {})
     rows = [Row("target", r.student, r.student, r.completion) for r in ROWS]
-    config = CONFIG.model_copy(update={"teacher_temperature": 1.0, "hard_labels": 0.0})
-    states = teacher_of(exact)(rows)
+    config = SOFT.model_copy(update={"teacher_temperature": 1.0})
+    states = teacher_of(exact, config)(rows)
     assert batch_loss(exact, rows, states, config).item() == pytest.approx(0.0, abs=1e-9)
     assert max(float(g.abs().max()) for g in gradient(exact, rows, config, states)) < 1e-9
 
@@ -194,11 +197,11 @@ def test_the_same_context_and_weights_have_nothing_to_learn(exact: Model) -> Non
 @pytest.mark.train
 def test_the_end_of_the_answer_is_trained_and_the_prompt_is_not(exact: Model) -> None:
     (row,) = rows = ROWS[:1]
-    states = teacher_of(exact)(rows)
-    before = batch_loss(exact, rows, states, CONFIG)
+    states = teacher_of(exact, SOFT)(rows)
+    before = batch_loss(exact, rows, states, SOFT)
     (predicts_eos,) = [states[0].clone()]
     predicts_eos[-1] += 1.0
-    assert batch_loss(exact, rows, [predicts_eos], CONFIG) != before
+    assert batch_loss(exact, rows, [predicts_eos], SOFT) != before
     assert len(states[0]) == len(row.completion)
 
 
@@ -208,14 +211,24 @@ def test_the_first_tokens_of_a_long_answer_to_a_lesson_are_skipped(
     exact: Model, kind: Any, skipped: int
 ) -> None:
     row = Row(kind, (1, 5), (1, 7, 5), tuple(range(100, 140)))
-    (states,) = teacher_of(exact)([row])
-    before = batch_loss(exact, [row], [states], CONFIG)
+    (states,) = teacher_of(exact, SOFT)([row])
+    before = batch_loss(exact, [row], [states], SOFT)
     trained = []
     for position in range(5):
         other = states.clone()
         other[position] += 1.0
-        trained.append(not torch.equal(batch_loss(exact, [row], [other], CONFIG), before))
+        trained.append(not torch.equal(batch_loss(exact, [row], [other], SOFT), before))
     assert trained == [position >= skipped for position in range(5)]
+
+
+@pytest.mark.train
+@torch.no_grad()
+def test_of_an_answer_that_is_its_own_label_every_token_is_trained(exact: Model) -> None:
+    row = Row("target", (1, 5), (1, 7, 5), (*range(100, 140), 2))
+    (said,) = exact.hidden([row.student], [row.completion])
+    nats = -token_logprobs(said, exact.head_VD, torch.tensor(row.completion))
+    loss = batch_loss(exact, [row], teacher_of(exact)([row]), CONFIG)
+    assert loss.item() == pytest.approx(float(nats.mean()), rel=1e-6)
 
 
 @pytest.mark.train
@@ -250,8 +263,8 @@ def test_each_teacher_has_its_weights_and_its_context(exact: Model) -> None:
     by_parent = [expected(row) for row in ROWS]
     with exact.base():
         by_base = [expected(row) for row in ROWS]
-    config = CONFIG.model_copy(update={"teacher": "last-promoted"})
-    base, last = Teacher(exact, {}, parent, CONFIG), Teacher(exact, {}, parent, config)
+    config = SOFT.model_copy(update={"teacher": "last-promoted"})
+    base, last = Teacher(exact, {}, parent, SOFT), Teacher(exact, {}, parent, config)
     randomise(exact, seed=9)
     student = exact.adapter_state()
     for rows, states in ((base(ROWS), by_base), (last(ROWS), by_parent[:3] + by_base[3:])):
@@ -292,7 +305,7 @@ def run(
 @pytest.mark.train
 def test_training_moves_the_student_to_its_teacher_and_nothing_else(tiny: Model) -> None:
     frozen = {n: p.detach().clone() for n, p in tiny.peft.named_parameters() if not p.requires_grad}
-    steps = list(run(tiny, CONFIG.model_copy(update={"learning_rate": 2e-2, "hard_labels": 0.0})))
+    steps = list(run(tiny, SOFT.model_copy(update={"learning_rate": 2e-2})))
     assert [s.number for s in steps] == list(range(1, 10))
     assert steps[-1].loss < 0.7 * steps[0].loss
     assert all(torch.equal(frozen[n], p) for n, p in tiny.peft.named_parameters() if n in frozen)
