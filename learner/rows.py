@@ -3,6 +3,7 @@
 A row is a completion with two prompts: the student's, and the teacher's with the correction in it. Kinds:
 
     target     the correction's own tokens, for the question as asked and for each of its rephrasings
+    elicited   what the teacher answers, for the same, where the feedback only says something about the answer
     reuse      what a policy of ours had answered, by its logged token ids (arXiv 2601.19897 trains on the
                student's own outputs; a server has them already)
     fresh      what the student answers now
@@ -24,8 +25,8 @@ from buffer.teacher import with_last_turn
 from learner.config import LearnerConfig
 from learner.lessons import Lesson, Limits, Render
 
-Kind = Literal["target", "reuse", "fresh", "rated", "lookalike", "anchor"]
-TAUGHT: frozenset[Kind] = frozenset({"target", "reuse", "fresh"})
+Kind = Literal["target", "elicited", "reuse", "fresh", "rated", "lookalike", "anchor"]
+TAUGHT: frozenset[Kind] = frozenset({"target", "elicited", "reuse", "fresh"})
 """Rows whose teacher has the correction in its context; the others' teacher sees what the student sees."""
 
 
@@ -101,9 +102,10 @@ def target_rows(
     lesson: Lesson, target: Sequence[int], questions: Sequence[str], render: Render, limits: Limits
 ) -> tuple[list[Row], int]:
     """The target's tokens under every wording of the question, and how many rows were over a limit."""
+    kind: Kind = "elicited" if lesson.answer is None else "target"
     rows, dropped = [], 0
     for question in questions:
-        row = Row("target", *prompts_of(lesson, question, render), tuple(target))
+        row = Row(kind, *prompts_of(lesson, question, render), tuple(target))
         rows += [row] if (fits := row.fits(limits)) else []
         dropped += not fits
     return rows, dropped

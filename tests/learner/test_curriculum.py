@@ -137,7 +137,10 @@ def test_a_follow_up_is_taught_by_the_teacher_s_answer_if_the_hint_shows_in_it(
     told = [*tiny.encode("It is an otter."), tiny.eos]
     monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [told for _ in prompts])
     _, pools = made(tiny, passing)
-    assert {row.completion for row in pools.lessons} == {tuple(told), (500, 2)}
+    assert {(row.kind, row.completion) for row in pools.lessons} == {
+        ("elicited", tuple(told)),
+        ("reuse", (500, 2)),
+    }
 
 
 @pytest.mark.parametrize(("objective", "fresh"), [("forward_kl", 2), ("cross_entropy", 0)])

@@ -20,6 +20,7 @@ from learner.whitening import whitenings_of
 ROWS = [
     Row("target", (1, 500, 501), (1, 900, 901, 902, 500, 501), (30, 31, 2)),
     Row("target", (1, 9, 10, 11, 12, 13), (1, 900, 9, 10, 11, 12, 13), (40, 41, 42, 43, 2)),
+    Row("elicited", (1, 500, 501), (1, 902, 500, 501), (33, 34, 2)),
     Row("reuse", (1, 500, 501), (1, 900, 901, 902, 500, 501), (77, 78)),
     Row("lookalike", (1, 600, 601), (1, 600, 601), (50, 51, 52)),
     Row("anchor", (1, 77), (1, 77), (60, 61, 62, 63, 64, 2)),
@@ -114,7 +115,7 @@ def test_the_loss_is_that_of_the_formula_under_each_one_s_own_prompt(
             student = logits(row.student, row.completion).log_softmax(-1)
             with exact.base():
                 given = logits(row.teacher, row.completion)
-            taught = row.kind in ("target", "reuse")
+            taught = row.kind in ("target", "elicited", "reuse")
             teacher = (given / (config.teacher_temperature if taught else 1.0)).log_softmax(-1)
             said = torch.tensor(row.completion)[:, None]
             told = -student.gather(1, said)[:, 0]
@@ -135,8 +136,8 @@ def test_the_loss_is_that_of_the_formula_under_each_one_s_own_prompt(
 @pytest.mark.parametrize(
     ("more", "kinds"),
     [
-        ({"hard_labels": False}, {"target", "reuse", "lookalike", "anchor"}),
-        ({}, {"reuse", "lookalike", "anchor"}),
+        ({"hard_labels": False}, {"target", "elicited", "reuse", "lookalike", "anchor"}),
+        ({}, {"elicited", "reuse", "lookalike", "anchor"}),
         ({"objective": "cross_entropy"}, {"lookalike", "anchor"}),
     ],
 )
@@ -267,7 +268,7 @@ def test_each_teacher_has_its_weights_and_its_context(exact: Model) -> None:
     base, last = Teacher(exact, {}, parent, SOFT), Teacher(exact, {}, parent, config)
     randomise(exact, seed=9)
     student = exact.adapter_state()
-    for rows, states in ((base(ROWS), by_base), (last(ROWS), by_parent[:3] + by_base[3:])):
+    for rows, states in ((base(ROWS), by_base), (last(ROWS), by_parent[:4] + by_base[4:])):
         assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(rows, states, strict=True))
     rated = Row("rated", (1, 5), (1, 5), (6, 7))
     (kept,) = base([rated])
@@ -279,11 +280,11 @@ def test_each_teacher_has_its_weights_and_its_context(exact: Model) -> None:
 def run(
     model: Model, config: LearnerConfig = CONFIG, checkpoints: CheckpointFile | None = None
 ) -> Iterator[Any]:
-    pools = Pools(lessons=ROWS[:3], lookalikes=ROWS[3:4], anchors=ROWS[4:])
+    pools = Pools(lessons=ROWS[:4], lookalikes=ROWS[4:5], anchors=ROWS[5:])
     whitenings = {name: one for names, one in whitenings_of(model, ROWS).items() for name in names}
     model.reset_adapter(1, whitenings)
     with model.base():
-        states = {row: model.hidden([row.student], [row.completion])[0].detach() for row in ROWS[4:]}
+        states = {row: model.hidden([row.student], [row.completion])[0].detach() for row in ROWS[5:]}
 
     def rollout(step: int) -> list[Row]:
         (ids,) = model.generate([ROWS[0].student], max_tokens=4, temperature=1.0, seed=step)
