@@ -135,7 +135,7 @@ class Baseline:
     kept: tuple[bool, ...]
     """Whether it answers each earlier lesson."""
     distances: tuple[tuple[float, ...], ...]
-    """KL to the teacher by lesson and phrasing, for lessons that only such a distance can judge."""
+    """KL to the sharpened teacher by lesson and phrasing, for lessons that only such a distance can judge."""
     general_states: tuple[Tensor, ...]
     degenerate: float
     probed: tuple[Row, ...]
@@ -158,7 +158,7 @@ def measure_parent(
     return Baseline(
         answers=tuple(answers),
         kept=tuple(answered(a, le) for a, le in zip(retold, replay, strict=True)),
-        distances=_distances(model, lessons, held_out),
+        distances=_distances(model, lessons, held_out, config),
         general_states=tuple(states_of(model, reference.general)),
         degenerate=loops,
         probed=probed,
@@ -185,7 +185,7 @@ def measure_candidate(
     (said, of_others, retold), loops = ask(model, reference, questions, config.max_answer_tokens)
     leaks = [(le.feedback_id, answered(a, le)) for (le, _), a in zip(about_others, of_others, strict=True)]
     return Evaluation(
-        lessons=_lesson_results(model, lessons, put, said, leaks, before),
+        lessons=_lesson_results(model, lessons, put, said, leaks, before, config),
         kept=[
             KeptResult(feedback_id=le.feedback_id, parent=parent, candidate=answered(answer, le))
             for le, parent, answer in zip(replay, before.kept, retold, strict=True)
@@ -222,10 +222,11 @@ def _lesson_results(
     said: Sequence[str],
     leaks: Sequence[tuple[str, bool]],
     before: Baseline,
+    config: LearnerConfig,
 ) -> list[LessonResult]:
     """`put` are each lesson's questions, as asked and held out, `said` all answers to them in that order."""
     answers = iter(said)
-    distances = iter(_distances(model, lessons, [questions[1:] for questions in put]))
+    distances = iter(_distances(model, lessons, [questions[1:] for questions in put], config))
     earlier = iter(before.distances)
     results = []
     for lesson, questions, previous in zip(lessons, put, before.answers, strict=True):
@@ -267,7 +268,10 @@ def _judged_by_distance(lesson: Lesson) -> bool:
     return lesson.given.kind == "instruction" and lesson.given.check is None
 
 
-def _distances(model: Model, lessons: Sequence[Lesson], held_out: HeldOut) -> tuple[tuple[float, ...], ...]:
+def _distances(
+    model: Model, lessons: Sequence[Lesson], held_out: HeldOut, config: LearnerConfig
+) -> tuple[tuple[float, ...], ...]:
+    """From the teacher as it teaches, sharpened: a student that has become as sure is far from a mild one."""
     found = []
     for lesson, questions in zip(lessons, held_out, strict=True):
         if not _judged_by_distance(lesson):
@@ -276,7 +280,8 @@ def _distances(model: Model, lessons: Sequence[Lesson], held_out: HeldOut) -> tu
         with model.base():
             teacher = model.states([r.teacher for r in rows], [r.completion for r in rows])
         student = states_of(model, rows)
-        per_row = [divergence(t, s, model.head_VD).mean() for t, s in zip(teacher, student, strict=True)]
+        sharp = [state / config.teacher_temperature for state in teacher]  # the head is linear
+        per_row = [divergence(t, s, model.head_VD).mean() for t, s in zip(sharp, student, strict=True)]
         found.append(tuple(float(d) for d in per_row))
     return tuple(found)
 

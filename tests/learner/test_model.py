@@ -9,11 +9,21 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from buffer.adapters import MANIFEST, WEIGHTS, AdapterInvalid, verify
+from buffer.records import FeedbackGiven
+from learner.config import LearnerConfig
+from learner.lessons import Lesson
 from learner.loss import token_logprobs
-from learner.measure import Reference, load_reference, mean_divergence, states_of
+from learner.measure import (
+    ANSWER_TOKENS,
+    Reference,
+    load_reference,
+    mean_divergence,
+    measure_parent,
+    states_of,
+)
 from learner.model import Model
 from learner.publish import probe_logprobs, probes, publish
-from learner.rows import Row
+from learner.rows import Row, prompts_of
 from learner.whitening import save_whitenings
 
 PROMPTS = [[1, 500, 501, 502], [1, 9, 10, 11, 12, 13, 14], [1, 77]]
@@ -225,3 +235,22 @@ def test_base_s_answers_may_be_made_by_two_processes_at_once(
     reference = load_reference(tiny, tmp_path)
     assert reference.general == others[0].general
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@torch.no_grad()
+def test_an_instruction_is_as_far_from_learned_as_the_sharpened_teacher_is(
+    tiny: Model, reference: Reference
+) -> None:
+    given = FeedbackGiven(feedback_id="f1", principal="me", kind="instruction", text="Answer in one word.")
+    lesson = Lesson(given, [{"role": "user", "content": "What do bees make?"}])
+    config = LearnerConfig(rank=4, alpha=8, teacher_temperature=0.25)
+    ((found,),) = measure_parent(tiny, reference, [lesson], [[]], [], config).distances
+    student, teacher = prompts_of(lesson, lesson.question, tiny.render)
+    (answer,) = tiny.generate([teacher], max_tokens=ANSWER_TOKENS)
+
+    def said(prompt: tuple[int, ...], temperature: float) -> torch.Tensor:
+        (state,) = tiny.hidden([prompt], [answer])
+        return ((state @ tiny.head_VD.T).float() / temperature).log_softmax(-1)
+
+    sharp, mild = said(teacher, 0.25), said(student, 1.0)
+    assert found == pytest.approx(float((sharp.exp() * (sharp - mild)).sum(-1).mean()), rel=0.02)
