@@ -100,12 +100,15 @@ def _through_head(rule: Rule, student_ND: Tensor, head_VD: Tensor, weights_N: Te
 
 
 @torch.no_grad()
-def divergence(teacher_ND: Tensor, student_ND: Tensor, head_VD: Tensor) -> Tensor:
-    """`KL(teacher_n || student_n)` for each of N positions, T=1, full vocabulary, fp32, in nats."""
+def divergence(
+    teacher_ND: Tensor, student_ND: Tensor, head_VD: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """`KL(teacher_n || student_n)` for each of N positions, full vocabulary, fp32, in nats; `temperature`
+    sharpens the teacher, as in `distil`."""
     parts = []
     for chunk in _chunks(len(teacher_ND)):
         log_s_CV = _logits(student_ND[chunk], head_VD).log_softmax(-1)
-        log_t_CV = _logits(teacher_ND[chunk], head_VD).log_softmax(-1)
+        log_t_CV = (_logits(teacher_ND[chunk], head_VD) / temperature).log_softmax(-1)
         parts.append(forward_kl(log_s_CV, log_t_CV)[0])
     return torch.cat(parts)
 

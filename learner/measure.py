@@ -280,8 +280,8 @@ def _distances(
         with model.base():
             teacher = model.states([r.teacher for r in rows], [r.completion for r in rows])
         student = states_of(model, rows)
-        sharp = [state / config.teacher_temperature for state in teacher]  # the head is linear
-        per_row = [divergence(t, s, model.head_VD).mean() for t, s in zip(sharp, student, strict=True)]
+        pairs, sharp = zip(teacher, student, strict=True), config.teacher_temperature
+        per_row = [divergence(t, s, model.head_VD, temperature=sharp).mean() for t, s in pairs]
         found.append(tuple(float(d) for d in per_row))
     return tuple(found)
 
@@ -293,4 +293,5 @@ def _target_row(model: Model, lesson: Lesson, question: str) -> Row:
     if lesson.answer is not None:
         return Row("target", student, teacher, (*model.encode(lesson.answer), model.eos))
     with model.base():
-        return Row("target", student, teacher, tuple(model.generate([teacher], max_tokens=ANSWER_TOKENS)[0]))
+        (answer,) = model.generate([teacher], max_tokens=ANSWER_TOKENS)
+    return Row("elicited", student, teacher, tuple(answer))

@@ -14,6 +14,7 @@ one thread count the same arguments give the same bits.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -151,27 +152,27 @@ def batch_loss(
     masks = [_mask(model, r, t, config).to(wide) for r, t in zip(batch, teacher, strict=True)]
     shares = [(config.anchor_weight if r.kind == "anchor" else 1.0) / len(batch) for r in batch]
     weights = [mask / mask.sum().clamp(min=1) * s for mask, s in zip(masks, shares, strict=True)]
-    labels = [is_label(r, config) for r in batch]
+    hard = [is_label(r, config) for r in batch]
+    soft = [not one for one in hard]
 
-    def joined(per_row: Sequence[Tensor], of_labels: bool) -> Tensor:
-        chosen = [t for t, label in zip(per_row, labels, strict=True) if label is of_labels]
-        return torch.cat(chosen).to(model.device)
+    def joined(per_row: Sequence[Tensor], chosen: Sequence[bool]) -> Tensor:
+        return torch.cat(list(compress(per_row, chosen))).to(model.device)
 
     total = torch.zeros((), dtype=wide, device=model.device)
-    if not all(labels):
+    if any(soft):
         sharpness = [config.teacher_temperature if r.kind in TAUGHT else 1.0 for r in batch]
         temperatures = [torch.full_like(w, t) for w, t in zip(weights, sharpness, strict=True)]
         total = total + distil(
             _DIVERGENCES[config.objective],
-            joined(states, False),
-            joined(teacher, False),
+            joined(states, soft),
+            joined(teacher, soft),
             model.head_VD,
-            joined(weights, False),
-            joined(temperatures, False),
+            joined(weights, soft),
+            joined(temperatures, soft),
         )
-    if any(labels):
-        told = joined([torch.tensor(r.completion) for r in batch], True)
-        total = total + cross_entropy(joined(states, True), told, model.head_VD, joined(weights, True))
+    if any(hard):
+        told = joined([torch.tensor(r.completion) for r in batch], hard)
+        total = total + cross_entropy(joined(states, hard), told, model.head_VD, joined(weights, hard))
     return total
 
 
