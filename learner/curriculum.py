@@ -76,7 +76,7 @@ class Curriculum:
         def skip(reason: str, detail: str) -> Decision:
             return Decision(feedback_id=lesson.feedback_id, status="skipped", reason=reason, detail=detail)
 
-        if target[-1] != self.model.eos:
+        if not self.model.ended(target):
             return skip("teacher_too_long", f"so told, it answers in over {self.limits.completion} tokens")
         if len(target) > self.limits.completion:
             return skip("answer_too_long", f"the right answer is over {self.limits.completion} tokens")

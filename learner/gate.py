@@ -4,7 +4,7 @@ Paired tests against the served parent, never an absolute distance to base: that
 after a few rounds. Distance to base (`drift`) is watched, not judged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -114,9 +114,9 @@ def full(evaluations: Sequence[Evaluation]) -> str | None:
     )
 
 
-def degenerate(ids: list[int], eos: int) -> bool:
+def degenerate(ids: Sequence[int], stops: Container[int]) -> bool:
     """Whether an answer is empty, or half of its 4-grams repeat earlier ones."""
-    body = [i for i in ids if i != eos]
+    body = [i for i in ids if i not in stops]
     grams = [tuple(body[i : i + 4]) for i in range(len(body) - 3)]
     return not body or (len(grams) >= 8 and len(set(grams)) * 2 < len(grams))
 

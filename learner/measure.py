@@ -212,7 +212,7 @@ def ask(
     general = [row.student for row in reference.general[:LOOPS_ASKED]]
     answers = iter(model.generate([*prompts, *general], max_tokens=max_tokens))
     texts = [[model.decode(next(answers)) for _ in group] for group in questions]
-    return texts, sum(degenerate(ids, model.eos) for ids in answers) / len(general)
+    return texts, sum(degenerate(ids, model.stops) for ids in answers) / len(general)
 
 
 def _lesson_results(

@@ -62,7 +62,8 @@ class Model:
     def __init__(
         self, base: PreTrainedModel, tokenizer: Any, *, rank: int, alpha: int, eos: int, digest: str
     ) -> None:
-        """Put a new adapter into `base`. `digest` is the SHA-256 that releases name their base by."""
+        """Put a new adapter into `base`. `eos` is the token that ends an assistant's turn, `digest` the
+        SHA-256 that releases name their base by."""
         base.config.use_cache = True
         config = LoraConfig(
             r=rank,
@@ -78,6 +79,7 @@ class Model:
         self.device = base.device
         self.rank, self.alpha = rank, alpha
         self.eos = eos
+        self.stops = frozenset({eos, *_stops(base)})
         self.digest = digest
         self._fresh = self.adapter_state()
 
@@ -88,7 +90,7 @@ class Model:
         base = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype_of(device), use_safetensors=True, trust_remote_code=False
         ).to(device)
-        eos, digest = int(tokenizer.eos_token_id), base_digest(directory)
+        eos, digest = _turn_end(tokenizer, _stops(base)), base_digest(directory)
         return cls(base, tokenizer, rank=rank, alpha=alpha, eos=eos, digest=digest)
 
     # --- the adapter ---------------------------------------------------------------------------------
@@ -191,6 +193,10 @@ class Model:
         """Token ids of a text, nothing added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether an answer came to its end, or was cut."""
+        return bool(ids) and ids[-1] in self.stops
+
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
@@ -277,7 +283,7 @@ class Model:
         seed: int = 0,
         batch: int = 32,
     ) -> list[list[int]]:
-        """Completions' token ids, EOS included where it was reached. Temperature 0 is greedy.
+        """Completions' token ids, up to and with the first of `stops`. Temperature 0 is greedy.
 
         Sampling draws from a generator seeded by `seed` and the row's index alone.
         """
@@ -306,9 +312,9 @@ class Model:
         for made in range(1, max_tokens + 1):
             next_B = _choose(logits_BV, temperature, [generators[b] for b in live])
             for b, token in zip(live, next_B.tolist(), strict=True):
-                if not _ended(out[b], self.eos):
+                if not self.ended(out[b]):
                     out[b].append(token)
-            unfinished = [i for i, b in enumerate(live) if not _ended(out[b], self.eos)]
+            unfinished = [i for i, b in enumerate(live) if not self.ended(out[b])]
             if not unfinished or made == max_tokens:
                 break
             if 2 * len(unfinished) <= len(live):
@@ -353,8 +359,20 @@ class Model:
         return (states_BD @ self.head_VD.T).float().cpu()
 
 
-def _ended(ids: Sequence[int], eos: int) -> bool:
-    return bool(ids) and ids[-1] == eos
+def _stops(base: PreTrainedModel) -> list[int]:
+    """The tokens that a model stops at, which vLLM reads too: several, where a turn ends otherwise than a
+    text."""
+    ids = base.generation_config.eos_token_id
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def _turn_end(tokenizer: Any, stops: Sequence[int]) -> int:
+    """The token of `stops` that the chat template puts behind an assistant's answer. Gemma's
+    `<end_of_turn>` and Phi's `<|end|>` are not the tokenizer's `eos_token`."""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    behind = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("!")[2]
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
+    return next((i for i in ids if i in stops), int(tokenizer.eos_token_id))
 
 
 def _generator(seed: int, row: int) -> torch.Generator:

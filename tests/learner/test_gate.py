@@ -43,10 +43,10 @@ def test_an_earlier_lesson_that_the_parent_had_lost_already_does_not_count() -> 
 
 
 def test_loops_and_silence_are_degenerate() -> None:
-    assert degenerate([], eos=2)
-    assert degenerate([2], eos=2)
-    assert degenerate([5, 6] * 20, eos=2)
-    assert not degenerate([*range(10, 40), 2], eos=2)
+    assert degenerate([], stops={2})
+    assert degenerate([2], stops={2})
+    assert degenerate([5, 6] * 20, stops={2})
+    assert not degenerate([*range(10, 40), 2], stops={2})
 
 
 def test_an_adapter_is_full_when_round_after_round_displaces_what_it_held() -> None:

@@ -1,5 +1,7 @@
 """The model in the learner: alignment, batching, the adapter, and what is published of it."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def test_a_row_that_ends_early_is_dropped_and_the_others_stay_as_they_are(
 ) -> None:
     prompts = [[1, 500, 3], [1, 501, 7], [1, 501]]
     first, *others = tiny.generate(prompts, max_tokens=6)
-    monkeypatch.setattr(tiny, "eos", first[2])
+    monkeypatch.setattr(tiny, "stops", {first[2]})
     assert all(first[2] not in other for other in others)
     rows = []
     layer = tiny.peft.get_base_model().model.layers[0]
@@ -83,6 +85,25 @@ def test_a_row_that_ends_early_is_dropped_and_the_others_stay_as_they_are(
     assert tiny.generate([prompts[0], prompts[1]], max_tokens=6) == [first[:3], others[0]]
     assert rows == [1, 2, 2, 1, 1, 1]
     assert tiny.generate(prompts, max_tokens=6) == [first[:3], *others]
+
+
+def test_a_turn_ends_as_the_chat_template_ends_it_though_a_text_ends_otherwise(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
+    """As Gemma's, Phi's and Llama's do: the tokenizer's `eos_token` is one of several that stop the model."""
+    directory = shutil.copytree(tiny_dir, tmp_path / "model")
+    edit_json(directory / "tokenizer_config.json", eos_token="<|endoftext|>")
+    edit_json(directory / "generation_config.json", eos_token_id=[0, 2])
+    model = Model.load(directory, rank=4, alpha=8)
+    assert model.eos == model.encode("<|im_end|>")[0] == 2
+    assert model.stops == {0, 2}
+    assert model.ended([5, 0])
+    assert model.ended([5, 2])
+    assert not model.ended([5])
+
+
+def edit_json(path: Path, **changed: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
 
 
 def test_sampling_is_a_function_of_its_seed(tiny: Model) -> None:
