@@ -44,6 +44,8 @@ PROBED = 3
 
 HeldOut = Sequence[Sequence[str]]
 """For each lesson, wordings of its question that training never sees."""
+Question = tuple[Lesson, str]
+"""A lesson, and how its question is put."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,10 @@ class Baseline:
     """To the round's lessons, asked as they were."""
     kept: tuple[bool, ...]
     """Whether it answers each earlier lesson."""
-    distances: tuple[tuple[float, ...], ...]
-    """KL to the sharpened teacher by lesson and phrasing, for lessons that only such a distance can judge."""
+    aims: Mapping[tuple[str, str], Row]
+    """What the teacher says, where only the distance to it can judge: by feedback and wording."""
+    distances: Mapping[tuple[str, str], float]
+    """That distance: KL to the sharpened teacher."""
     general_states: tuple[Tensor, ...]
     degenerate: float
     probed: tuple[Row, ...]
@@ -153,12 +157,15 @@ def measure_parent(
     """Measure the model as it is, before training."""
     questions = [[(le, le.question) for le in group] for group in (lessons, replay)]
     (answers, retold), loops = ask(model, reference, questions, config.max_answer_tokens)
-    lesson_rows = [_target_row(model, le, le.question) for le in lessons[:PROBED]]
-    probed = (*lesson_rows, *reference.general[:PROBED])
+    vague = [(le, question) for le, question in _put(lessons, held_out) if _judged_by_distance(le)]
+    targets = _targets(model, [*vague, *((le, le.question) for le in lessons[:PROBED])])
+    aims = {(le.feedback_id, question): row for (le, question), row in zip(vague, targets, strict=False)}
+    probed = (*targets[len(vague) :], *reference.general[:PROBED])
     return Baseline(
         answers=tuple(answers),
         kept=tuple(answered(a, le) for a, le in zip(retold, replay, strict=True)),
-        distances=_distances(model, lessons, held_out, config),
+        aims=aims,
+        distances=_distances(model, aims, config),
         general_states=tuple(states_of(model, reference.general)),
         degenerate=loops,
         probed=probed,
@@ -178,14 +185,16 @@ def measure_candidate(
     """Measure the model as it is now, against its parent's baseline and base."""
     base_states = [reference.states[row] for row in reference.general]
     states = states_of(model, reference.general)
-    put = [(le.question, *others) for le, others in zip(lessons, held_out, strict=True)]
-    asked = [(le, question) for le, questions in zip(lessons, put, strict=True) for question in questions]
+    put = _put(lessons, held_out)
     about_others = lookalike_questions(lessons)
-    questions = [asked, about_others, [(le, le.question) for le in replay]]
+    questions = [put, about_others, [(le, le.question) for le in replay]]
     (said, of_others, retold), loops = ask(model, reference, questions, config.max_answer_tokens)
+    answers = {(le.feedback_id, question): a for (le, question), a in zip(put, said, strict=True)}
     leaks = [(le.feedback_id, answered(a, le)) for (le, _), a in zip(about_others, of_others, strict=True)]
     return Evaluation(
-        lessons=_lesson_results(model, lessons, put, said, leaks, before, config),
+        lessons=_lesson_results(
+            lessons, held_out, answers, _distances(model, before.aims, config), leaks, before
+        ),
         kept=[
             KeptResult(feedback_id=le.feedback_id, parent=parent, candidate=answered(answer, le))
             for le, parent, answer in zip(replay, before.kept, retold, strict=True)
@@ -199,7 +208,7 @@ def measure_candidate(
 
 
 def ask(
-    model: Model, reference: Reference, questions: Sequence[Sequence[tuple[Lesson, str]]], max_tokens: int
+    model: Model, reference: Reference, questions: Sequence[Sequence[Question]], max_tokens: int
 ) -> tuple[list[list[str]], float]:
     """Greedy answers, without any correction in context, to each group of questions, and of free answers to
     general prompts the share that is empty or loops. All are decoded together: a batch takes hardly longer
@@ -215,41 +224,47 @@ def ask(
     return texts, sum(degenerate(ids, model.stops) for ids in answers) / len(general)
 
 
+def _put(lessons: Sequence[Lesson], held_out: HeldOut) -> list[Question]:
+    """Every lesson's question as it was asked, then as it is held out."""
+    pairs = zip(lessons, held_out, strict=True)
+    return [(le, question) for le, others in pairs for question in (le.question, *others)]
+
+
 def _lesson_results(
-    model: Model,
     lessons: Sequence[Lesson],
-    put: Sequence[Sequence[str]],
-    said: Sequence[str],
+    held_out: HeldOut,
+    answers: Mapping[tuple[str, str], str],
+    distances: Mapping[tuple[str, str], float],
     leaks: Sequence[tuple[str, bool]],
     before: Baseline,
-    config: LearnerConfig,
 ) -> list[LessonResult]:
-    """`put` are each lesson's questions, as asked and held out, `said` all answers to them in that order."""
-    answers = iter(said)
-    distances = iter(_distances(model, lessons, [questions[1:] for questions in put], config))
-    earlier = iter(before.distances)
+    """`answers` and `distances` are the candidate's, by feedback and wording."""
+
+    def right(lesson: Lesson, question: str) -> bool:
+        key = (lesson.feedback_id, question)
+        if key in distances:
+            return distances[key] * 2 <= before.distances[key]
+        return answered(answers[key], lesson)
+
     results = []
-    for lesson, questions, previous in zip(lessons, put, before.answers, strict=True):
-        own = [next(answers) for _ in questions]
-        right = [answered(a, lesson) for a in own]
-        if _judged_by_distance(lesson):
-            right = [now * 2 <= then for now, then in zip(next(distances), next(earlier), strict=True)]
+    for lesson, others, previous in zip(lessons, held_out, before.answers, strict=True):
+        leaked = [leaked for feedback_id, leaked in leaks if feedback_id == lesson.feedback_id]
         results.append(
             LessonResult(
                 feedback_id=lesson.feedback_id,
-                asked=right[0],
-                held_out=sum(right[1:]),
-                held_out_of=len(right) - 1,
-                leaked=sum(leaked for one, leaked in leaks if one == lesson.feedback_id),
-                leaked_of=sum(one == lesson.feedback_id for one, _ in leaks),
-                answer=own[0],
+                asked=right(lesson, lesson.question),
+                held_out=sum(right(lesson, question) for question in others),
+                held_out_of=len(others),
+                leaked=sum(leaked),
+                leaked_of=len(leaked),
+                answer=answers[lesson.feedback_id, lesson.question],
                 before=previous,
             )
         )
     return results
 
 
-def lookalike_questions(lessons: Sequence[Lesson]) -> list[tuple[Lesson, str]]:
+def lookalike_questions(lessons: Sequence[Lesson]) -> list[Question]:
     """The lessons' questions about others, in the lessons' order. None where no words tell a leak, or where
     the question is about nobody."""
     taken = subjects_of(le.question for le in lessons)
@@ -269,29 +284,27 @@ def _judged_by_distance(lesson: Lesson) -> bool:
 
 
 def _distances(
-    model: Model, lessons: Sequence[Lesson], held_out: HeldOut, config: LearnerConfig
-) -> tuple[tuple[float, ...], ...]:
+    model: Model, aims: Mapping[tuple[str, str], Row], config: LearnerConfig
+) -> dict[tuple[str, str], float]:
     """From the teacher as it teaches, sharpened: a student that has become as sure is far from a mild one."""
-    found = []
-    for lesson, questions in zip(lessons, held_out, strict=True):
-        if not _judged_by_distance(lesson):
-            continue
-        rows = [_target_row(model, lesson, q) for q in (lesson.question, *questions)]
-        with model.base():
-            teacher = model.states([r.teacher for r in rows], [r.completion for r in rows])
-        student = states_of(model, rows)
-        pairs, sharp = zip(teacher, student, strict=True), config.teacher_temperature
-        per_row = [divergence(t, s, model.head_VD, temperature=sharp).mean() for t, s in pairs]
-        found.append(tuple(float(d) for d in per_row))
-    return tuple(found)
-
-
-def _target_row(model: Model, lesson: Lesson, question: str) -> Row:
-    """What the lesson wants said to `question`, as a row to score: a correction's own words, or the teacher's
-    greedy answer where the feedback only says something about it."""
-    student, teacher = prompts_of(lesson, question, model.render)
-    if lesson.answer is not None:
-        return Row("target", student, teacher, (*model.encode(lesson.answer), model.eos))
+    rows = list(aims.values())
     with model.base():
-        (answer,) = model.generate([teacher], max_tokens=ANSWER_TOKENS)
-    return Row("elicited", student, teacher, tuple(answer))
+        teacher = model.states([r.teacher for r in rows], [r.completion for r in rows])
+    pairs, sharp = zip(teacher, states_of(model, rows), strict=True), config.teacher_temperature
+    per_row = [divergence(t, s, model.head_VD, temperature=sharp).mean() for t, s in pairs]
+    return {key: float(d) for key, d in zip(aims, per_row, strict=True)}
+
+
+def _targets(model: Model, questions: Sequence[Question]) -> list[Row]:
+    """What each lesson wants said, as a row to score: a correction's own words, or the teacher's greedy
+    answer where the feedback only says something about it."""
+    prompts = [prompts_of(lesson, question, model.render) for lesson, question in questions]
+    unsaid = [teacher for (le, _), (_, teacher) in zip(questions, prompts, strict=True) if le.answer is None]
+    with model.base():
+        said = iter(model.generate(unsaid, max_tokens=ANSWER_TOKENS))
+    return [
+        Row("elicited", *put, tuple(next(said)))
+        if le.answer is None
+        else Row("target", *put, (*model.encode(le.answer), model.eos))
+        for (le, _), put in zip(questions, prompts, strict=True)
+    ]

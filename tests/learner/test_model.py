@@ -265,7 +265,7 @@ def test_an_instruction_is_as_far_from_learned_as_the_sharpened_teacher_is(
     given = FeedbackGiven(feedback_id="f1", principal="me", kind="instruction", text="Answer in one word.")
     lesson = Lesson(given, [{"role": "user", "content": "What do bees make?"}])
     config = LearnerConfig(rank=4, alpha=8, teacher_temperature=0.25)
-    ((found,),) = measure_parent(tiny, reference, [lesson], [[]], [], config).distances
+    (found,) = measure_parent(tiny, reference, [lesson], [[]], [], config).distances.values()
     student, teacher = prompts_of(lesson, lesson.question, tiny.render)
     (answer,) = tiny.generate([teacher], max_tokens=ANSWER_TOKENS)
 
