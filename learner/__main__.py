@@ -68,6 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
             _serve(shared, config, templates, directory, store, buffer, stopping)
         finally:
             buffer.close()
+    except ConfigError as error:
+        return _fail(error, error.hint, 2)
     except (BufferError, OSError) as error:
         return _fail(error, getattr(error, "hint", ""), 1)
     finally:
@@ -151,6 +153,13 @@ def _learn(
     transformers.logging.disable_progress_bar()
     device = device_of(config.device)
     model = Model.load(directory, rank=config.rank, alpha=config.alpha, device=device)
+    longest = config.max_prompt_tokens + config.max_completion_tokens
+    if model.window is not None and model.window < longest:
+        raise ConfigError(
+            f"the learner cannot train {shared.model} on rows of {longest} tokens: its attention slides over"
+            f" {model.window}",
+            "lower max_prompt_tokens and max_completion_tokens in [learner]: together at most that",
+        )
     reference = load_reference(model, shared.state / "learner")
     logger.info("ready: %s on %s, %d anchors", shared.model, device, len(reference.anchors))
     Service(

@@ -22,6 +22,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
 from buffer.adapters import CONFIG, TARGET_MODULES, WEIGHTS, base_digest
+from buffer.config import ConfigError
 from learner.cores import dtype_of
 from learner.packing import packed, packs
 
@@ -85,13 +86,24 @@ class Model:
 
     @classmethod
     def load(cls, directory: Path, *, rank: int, alpha: int, device: str = "cpu") -> Self:
-        """Read tokenizer and weights from `directory`, in the dtype that `device` computes in."""
+        """Read tokenizer and weights from `directory`, in the dtype that `device` computes in.
+
+        Raises `ConfigError` for a model of a kind that cannot be trained here.
+        """
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         base = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype_of(device), use_safetensors=True, trust_remote_code=False
         ).to(device)
         eos, digest = _turn_end(tokenizer, _stops(base)), base_digest(directory)
-        return cls(base, tokenizer, rank=rank, alpha=alpha, eos=eos, digest=digest)
+        try:
+            model = cls(base, tokenizer, rank=rank, alpha=alpha, eos=eos, digest=digest)
+            model.check()
+        except (AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"the learner cannot train {directory.name} ({base.config.model_type}): {error}",
+                "serve a model of another family: of Llama's and Qwen's shape they can be trained",
+            ) from error
+        return model
 
     # --- the adapter ---------------------------------------------------------------------------------
 
@@ -179,6 +191,27 @@ class Model:
             yield
         finally:
             self.load_adapter(present)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raises `ValueError` where the model computes otherwise than we do: its logits are more than head
+        times states (scaled, or capped), or what one row computes shows in another that is packed with it."""
+        rows = [[5, 9, 11, 50, 60, 70, 80], [5, 9, 11, 90, 100, 110]]
+        together = self.states(rows, [[0]] * 2)
+        for row, packed_1D in zip(rows, together, strict=True):
+            (alone_1D,) = self.states([row], [[0]])
+            logits_V = self.peft(input_ids=torch.tensor([row], device=self.device)).logits[0, -1]
+            if _gap(alone_1D[0] @ self.head_VD.T, logits_V) > 0.02:
+                raise ValueError("its logits are not its head times its last states")
+            if _gap(packed_1D[0], alone_1D[0]) > 0.1:
+                raise ValueError("its layers mix rows that are computed together")
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that some layer's attention reaches back, where that is not all."""
+        config = self.peft.get_base_model().config
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+        return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
 
     # --- text to ids ---------------------------------------------------------------------------------
 
@@ -373,6 +406,11 @@ def _turn_end(tokenizer: Any, stops: Sequence[int]) -> int:
     behind = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("!")[2]
     ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
     return next((i for i in ids if i in stops), int(tokenizer.eos_token_id))
+
+
+def _gap(ours: Tensor, theirs: Tensor) -> float:
+    """How far ours is from theirs, relative to the length of theirs."""
+    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
 
 
 def _generator(seed: int, row: int) -> torch.Generator:

@@ -75,12 +75,12 @@ def _learning(options: argparse.Namespace) -> int:
     try:
         shared = load(Shared, file=options.config, flags={"state": options.state, "model": options.model})
         config = load(LearnerConfig, "learner", file=options.config)
-        directory = model_directory(shared)
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        device = device_of(options.device)
+        model = Model.load(model_directory(shared), rank=config.rank, alpha=config.alpha, device=device)
     except ConfigError as error:
         return _fail(error, error.hint, 2)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    model = Model.load(directory, rank=config.rank, alpha=config.alpha, device=device_of(options.device))
     reference = load_reference(model, shared.state / "learner")
     parts = tuple(options.only or (("facts", "cost") if options.quick else PARTS))
     bench = Bench(

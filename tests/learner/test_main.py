@@ -1,6 +1,29 @@
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 from learner.__main__ import _clear
+from tests.learner.families import of_kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "said", "hint"),
+    [
+        ("granite", {"logits_scaling": 8.0}, "its logits are not", "another family"),
+        ("mistral", {"sliding_window": 1000}, "slides over 1000", "lower max_prompt_tokens"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_ends_the_learner_with_the_reason(
+    tiny_dir: Path, tmp_path: Path, kind: str, changed: dict[str, object], said: str, hint: str
+) -> None:
+    directory = of_kind(kind, tiny_dir, tmp_path / kind, **changed)
+    state = str(tmp_path / "state")
+    command = [sys.executable, "-P", "-m", "learner", "--state", state, "--model", str(directory)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert said in ended.stderr and hint in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_what_a_killed_learner_left_half_written_is_deleted_and_nothing_else(tmp_path: Path) -> None:

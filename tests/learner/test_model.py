@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from buffer.adapters import MANIFEST, WEIGHTS, AdapterInvalid, verify
+from buffer.config import ConfigError
 from buffer.records import FeedbackGiven
 from learner.config import LearnerConfig
 from learner.lessons import Lesson
@@ -27,6 +28,7 @@ from learner.model import Model
 from learner.publish import probe_logprobs, probes, publish
 from learner.rows import Row, prompts_of
 from learner.whitening import save_whitenings
+from tests.learner.families import of_kind
 
 PROMPTS = [[1, 500, 501, 502], [1, 9, 10, 11, 12, 13, 14], [1, 77]]
 COMPLETIONS = [[30, 31, 32], [40, 2], [50, 51, 52, 53, 2]]
@@ -100,6 +102,40 @@ def test_a_turn_ends_as_the_chat_template_ends_it_though_a_text_ends_otherwise(
     assert model.ended([5, 0])
     assert model.ended([5, 2])
     assert not model.ended([5])
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "window"),
+    [
+        ("qwen2", {"sliding_window": 16}, None),  # in the file, and not used
+        ("qwen3", {}, None),
+        ("mistral", {"sliding_window": 16}, 16),
+        ("gemma3_text", {"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]}, 16),
+    ],
+)
+def test_models_of_the_usual_shape_can_be_trained(
+    tiny_dir: Path, tmp_path: Path, kind: str, changed: dict[str, object], window: int | None
+) -> None:
+    directory = of_kind(kind, tiny_dir, tmp_path / kind, **changed)
+    assert Model.load(directory, rank=4, alpha=8).window == window
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "why"),
+    [
+        ("granite", {"logits_scaling": 8.0}, "its head times its last states"),
+        ("gemma2", {"final_logit_softcapping": 0.5}, "its head times its last states"),
+        ("falcon_h1", {}, "mix rows"),
+        ("gpt2", {}, "not found in the base model"),
+    ],
+)
+def test_a_model_that_computes_otherwise_is_refused(
+    tiny_dir: Path, tmp_path: Path, kind: str, changed: dict[str, object], why: str
+) -> None:
+    directory = of_kind(kind, tiny_dir, tmp_path / kind, **changed)
+    with pytest.raises(ConfigError, match=rf"cannot train {kind} \({kind}\): .*{why}") as refused:
+        Model.load(directory, rank=4, alpha=8)
+    assert "another family" in refused.value.hint
 
 
 def edit_json(path: Path, **changed: object) -> None:
