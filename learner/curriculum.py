@@ -60,7 +60,7 @@ class Curriculum:
             answers = self.model.generate(prompts, max_tokens=self.config.max_completion_tokens)
         self._targets |= {le.feedback_id: answer for le, answer in zip(unsaid, answers, strict=True)}
         self._targets |= {
-            le.feedback_id: [*self.model.encode(le.answer), self.model.eos]
+            le.feedback_id: self.model.answer(le.answer, le.template_kwargs)
             for le in lessons
             if le.answer is not None
         }
@@ -201,7 +201,8 @@ class Curriculum:
                 wording = rng.choice([question, *rephrased(question, frames, answer)])
                 put = with_last_turn(lesson.messages, wording)
                 prompt = tuple(self.model.render(put, lesson.template_kwargs))
-                row = Row("lookalike", prompt, prompt, (*self.model.encode(answer), self.model.eos))
+                told = tuple(self.model.answer(answer, lesson.template_kwargs))
+                row = Row("lookalike", prompt, prompt, told)
                 rows += [row] if (fits := row.fits(self.limits)) else []
                 self.left_out["over_limit"] += not fits
         return rows

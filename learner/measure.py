@@ -305,6 +305,6 @@ def _targets(model: Model, questions: Sequence[Question]) -> list[Row]:
     return [
         Row("elicited", *put, tuple(next(said)))
         if le.answer is None
-        else Row("target", *put, (*model.encode(le.answer), model.eos))
+        else Row("target", *put, tuple(model.answer(le.answer, le.template_kwargs)))
         for (le, _), put in zip(questions, prompts, strict=True)
     ]

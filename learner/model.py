@@ -217,10 +217,27 @@ class Model:
 
     def render(self, messages: Messages, template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """The prompt's token ids, up to and with the header of the assistant's turn."""
-        text = self.tokenizer.apply_chat_template(
+        return self.encode(self._prompt(messages, template_kwargs))
+
+    def answer(self, text: str, template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+        """Token ids of the turn that says `text`, to its end, as they follow on the prompt.
+
+        Where the template lets the model think first, the turn opens as it does when the model has not.
+        """
+        asked = [{"role": "user", "content": "?"}]
+        prompt = self._prompt(asked, template_kwargs)
+        plain = self._prompt(asked, {**(template_kwargs or {}), "enable_thinking": False})
+        if prompt.rstrip().endswith("<think>"):  # as DeepSeek-R1's does
+            text = f"\n</think>\n\n{text}"
+        elif plain.startswith(prompt):  # as Qwen3's does
+            text = plain.removeprefix(prompt) + text
+        return [*self.encode(text), self.eos]
+
+    def _prompt(self, messages: Messages, template_kwargs: Mapping[str, Any] | None) -> str:
+        text: str = self.tokenizer.apply_chat_template(
             [dict(m) for m in messages], **(template_kwargs or {}), tokenize=False, add_generation_prompt=True
         )
-        return self.encode(text)
+        return text
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, nothing added."""

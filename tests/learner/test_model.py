@@ -104,6 +104,34 @@ def test_a_turn_ends_as_the_chat_template_ends_it_though_a_text_ends_otherwise(
     assert not model.ended([5])
 
 
+_TURN = "{{ '<|im_start|>user\\n' + messages[0]['content'] + '<|im_end|>\\n<|im_start|>assistant\\n' }}"
+
+
+@pytest.mark.parametrize(
+    ("opens", "kwargs", "turn"),
+    [
+        ("", {}, "Bees."),
+        ("<think>\n", {}, "\n</think>\n\nBees."),
+        (
+            "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}",
+            {},
+            "<think>\n\n</think>\n\nBees.",
+        ),
+        (
+            "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}",
+            {"enable_thinking": False},
+            "Bees.",
+        ),
+    ],
+    ids=["never thinks", "always thinks", "may think", "was told not to"],
+)
+def test_what_is_taught_comes_behind_the_thinking(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, opens: str, kwargs: dict[str, object], turn: str
+) -> None:
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", _TURN + opens)
+    assert tiny.answer("Bees.", kwargs) == [*tiny.encode(turn), tiny.eos]
+
+
 @pytest.mark.parametrize(
     ("kind", "changed", "window"),
     [
