@@ -97,5 +97,6 @@ class LearnerConfig(Table):
     max_prompt_tokens: int = Field(1536, ge=16)
     max_completion_tokens: int = Field(256, ge=1)
     max_answer_tokens: int = Field(48, ge=1)
-    """Length of rollouts and of the gate's answers."""
+    """Length of rollouts and of the gate's answers; longer where the right answer is
+    (`learner.rows.answer_room`)."""
     gate: GateConfig = GateConfig()

@@ -16,7 +16,7 @@ from learner.lookalike import lookalikes, subjects_of
 from learner.model import Model
 from learner.publish import probe_logprobs
 from learner.rephrase import HELD_OUT, TRAINED, asked_for, readable, rephrased, scrambled
-from learner.rows import Pools, Row, may_reuse, prompts_of, target_rows
+from learner.rows import Pools, Row, answer_room, may_reuse, prompts_of, target_rows
 
 _ASKED = 4
 """Rows that put the question as it was asked, among some fifteen other wordings."""
@@ -123,7 +123,7 @@ class Curriculum:
         prompts = [prompts_of(le, le.question, self.model.render) for le in lessons]
         completions = self.model.generate(
             [student for student, _ in prompts],
-            max_tokens=self.config.max_answer_tokens,
+            max_tokens=self._room(lessons),
             temperature=self.config.rollout_temperature,
             seed=self.seed + step,
         )
@@ -134,6 +134,9 @@ class Curriculum:
             if not answered(self.model.decode(completion), lesson):
                 rows += self._target_rows[lesson.feedback_id]
         return rows
+
+    def _room(self, lessons: Sequence[Lesson]) -> list[int]:
+        return [answer_room(le, self.model.answer, self.config) for le in lessons]
 
     def _framed(self, lesson: Lesson) -> Wordings:
         question = lesson.question
@@ -177,7 +180,7 @@ class Curriculum:
                 elif (lesson, question) not in pairs:
                     pairs.append((lesson, question))
             teachers = [prompts_of(le, question, self.model.render)[1] for le, question in pairs]
-            answers = self.model.generate(teachers, max_tokens=self.config.max_answer_tokens)
+            answers = self.model.generate(teachers, max_tokens=self._room([le for le, _ in pairs]))
         kept: dict[str, list[str]] = {le.feedback_id: [] for le in lessons}
         for (lesson, question), answer in zip(pairs, answers, strict=True):
             if answered(self.model.decode(answer), lesson):

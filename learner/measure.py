@@ -25,7 +25,7 @@ from learner.lookalike import HELD_OUT, lookalikes, subjects_of
 from learner.loss import divergence
 from learner.model import Model
 from learner.publish import probe_logprobs
-from learner.rows import Row, prompts_of
+from learner.rows import Row, answer_room, prompts_of
 from learner.whitening import Whitening, load_whitenings, save_whitenings, whitenings_of
 
 _DATA = Path(__file__).parent / "data"
@@ -156,7 +156,7 @@ def measure_parent(
 ) -> Baseline:
     """Measure the model as it is, before training."""
     questions = [[(le, le.question) for le in group] for group in (lessons, replay)]
-    (answers, retold), loops = ask(model, reference, questions, config.max_answer_tokens)
+    (answers, retold), loops = ask(model, reference, questions, config)
     vague = [(le, question) for le, question in _put(lessons, held_out) if _judged_by_distance(le)]
     targets = _targets(model, [*vague, *((le, le.question) for le in lessons[:PROBED])])
     aims = {(le.feedback_id, question): row for (le, question), row in zip(vague, targets, strict=False)}
@@ -188,7 +188,7 @@ def measure_candidate(
     put = _put(lessons, held_out)
     about_others = lookalike_questions(lessons)
     questions = [put, about_others, [(le, le.question) for le in replay]]
-    (said, of_others, retold), loops = ask(model, reference, questions, config.max_answer_tokens)
+    (said, of_others, retold), loops = ask(model, reference, questions, config)
     answers = {(le.feedback_id, question): a for (le, question), a in zip(put, said, strict=True)}
     leaks = [(le.feedback_id, answered(a, le)) for (le, _), a in zip(about_others, of_others, strict=True)]
     return Evaluation(
@@ -208,18 +208,17 @@ def measure_candidate(
 
 
 def ask(
-    model: Model, reference: Reference, questions: Sequence[Sequence[Question]], max_tokens: int
+    model: Model, reference: Reference, questions: Sequence[Sequence[Question]], config: LearnerConfig
 ) -> tuple[list[list[str]], float]:
     """Greedy answers, without any correction in context, to each group of questions, and of free answers to
     general prompts the share that is empty or loops. All are decoded together: a batch takes hardly longer
     than one of its rows."""
-    prompts = [
-        model.render(with_last_turn(lesson.messages, question), lesson.template_kwargs)
-        for group in questions
-        for lesson, question in group
-    ]
+    put = [(le, with_last_turn(le.messages, question)) for le, question in chain.from_iterable(questions)]
+    prompts = [model.render(messages, le.template_kwargs) for le, messages in put]
     general = [row.student for row in reference.general[:LOOPS_ASKED]]
-    answers = iter(model.generate([*prompts, *general], max_tokens=max_tokens))
+    room = [answer_room(le, model.answer, config) for le, _ in put]
+    most = [*room, *[config.max_answer_tokens] * len(general)]
+    answers = iter(model.generate([*prompts, *general], max_tokens=most))
     texts = [[model.decode(next(answers)) for _ in group] for group in questions]
     return texts, sum(degenerate(ids, model.stops) for ids in answers) / len(general)
 

@@ -328,22 +328,26 @@ class Model:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        max_tokens: int,
+        max_tokens: int | Sequence[int],
         temperature: float = 0.0,
         seed: int = 0,
         batch: int = 32,
     ) -> list[list[int]]:
-        """Completions' token ids, up to and with the first of `stops`. Temperature 0 is greedy.
+        """Completions' token ids, up to and with the first of `stops`. Temperature 0 is greedy; `max_tokens`
+        may be one for each row.
 
         Sampling draws from a generator seeded by `seed` and the row's index alone.
         """
         completions: list[list[int]] = [[] for _ in prompts]
+        most = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         with self._unchanged():
             for first in range(0, len(by_length), batch):
                 rows = by_length[first : first + batch]
                 generators = [_generator(seed, row) for row in rows]
-                made = self._decode_batch([prompts[r] for r in rows], max_tokens, temperature, generators)
+                made = self._decode_batch(
+                    [prompts[r] for r in rows], [most[r] for r in rows], temperature, generators
+                )
                 for row, ids in zip(rows, made, strict=True):
                     completions[row] = ids
         return completions
@@ -351,22 +355,26 @@ class Model:
     def _decode_batch(
         self,
         prompts: Sequence[Sequence[int]],
-        max_tokens: int,
+        most: Sequence[int],
         temperature: float,
         generators: Sequence[torch.Generator],
     ) -> list[list[int]]:
         """All at once; a row that is done is dropped when half of those computed are."""
         out: list[list[int]] = [[] for _ in prompts]
+
+        def done(b: int) -> bool:
+            return self.ended(out[b]) or len(out[b]) == most[b]
+
         live = list(range(len(prompts)))
         logits_BV, cache, mask_BT = self._prefill(prompts)
-        for made in range(1, max_tokens + 1):
+        while True:
             next_B = _choose(logits_BV, temperature, [generators[b] for b in live])
             for b, token in zip(live, next_B.tolist(), strict=True):
-                if not self.ended(out[b]):
+                if not done(b):
                     out[b].append(token)
-            unfinished = [i for i, b in enumerate(live) if not self.ended(out[b])]
-            if not unfinished or made == max_tokens:
-                break
+            unfinished = [i for i, b in enumerate(live) if not done(b)]
+            if not unfinished:
+                return out
             if 2 * len(unfinished) <= len(live):
                 kept = torch.tensor(unfinished)
                 cache.batch_select_indices(kept.to(self.device))
@@ -381,7 +389,6 @@ class Model:
             )
             cache = result.past_key_values
             logits_BV = self._logits(result.last_hidden_state[:, -1])
-        return out
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
         """What decoding starts from: each prompt's next logits `[B, V]`, the keys and values of all, padded

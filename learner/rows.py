@@ -16,7 +16,7 @@ Pure: encoding is an argument.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
@@ -96,6 +96,15 @@ def prompts_of(lesson: Lesson, question: str, render: Render) -> tuple[tuple[int
         raise ValueError(f"feedback {lesson.feedback_id} has no teacher context")
     kwargs = lesson.template_kwargs
     return tuple(render(messages, kwargs)), tuple(render(teacher, kwargs))
+
+
+def answer_room(lesson: Lesson, answer: Callable[[str], Sequence[int]], config: LearnerConfig) -> int:
+    """Tokens within which an answer has to show the lesson: half as many again as the right one has, where it
+    is known, and where a hint or a check is looked for anywhere, as many as any answer may have."""
+    if lesson.answer is not None:
+        return max(config.max_answer_tokens, len(answer(lesson.answer)) * 3 // 2)
+    sought = lesson.given.check is not None or lesson.given.kind == "follow_up"
+    return config.max_completion_tokens if sought else config.max_answer_tokens
 
 
 def target_rows(

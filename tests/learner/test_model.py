@@ -14,11 +14,12 @@ from buffer.adapters import MANIFEST, WEIGHTS, AdapterInvalid, verify
 from buffer.config import ConfigError
 from buffer.records import FeedbackGiven
 from learner.config import LearnerConfig
-from learner.lessons import Lesson
+from learner.lessons import Lesson, answered
 from learner.loss import token_logprobs
 from learner.measure import (
     ANSWER_TOKENS,
     Reference,
+    ask,
     load_reference,
     mean_divergence,
     measure_parent,
@@ -168,6 +169,31 @@ def test_a_model_that_computes_otherwise_is_refused(
 
 def edit_json(path: Path, **changed: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
+def test_each_row_may_have_a_length_of_its_own(tiny: Model) -> None:
+    long = tiny.generate(PROMPTS, max_tokens=6)
+    short = tiny.generate(PROMPTS, max_tokens=[2, 6, 1])
+    assert short == [long[0][:2], long[1], long[2][:1]]
+
+
+def test_the_gate_hears_a_long_answer_to_its_end(
+    tiny: Model, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it said was cut after `max_answer_tokens`: no correction longer than twice that could pass."""
+    words = " ".join(f"word{n}" for n in range(20))
+    given = FeedbackGiven(feedback_id="f1", principal="me", kind="correction", text=words)
+    lesson = Lesson(given, [{"role": "user", "content": "What do bees make?"}])
+    said = tiny.answer(words)
+    config = LearnerConfig(rank=4, alpha=8, max_answer_tokens=4)
+    monkeypatch.setattr(
+        tiny,
+        "generate",
+        lambda prompts, max_tokens, **_: [said[:most] for _, most in zip(prompts, max_tokens, strict=True)],
+    )
+    (told,), _ = ask(tiny, reference, [[(lesson, lesson.question)]], config)
+    assert told == [words]
+    assert answered(told[0], lesson)
 
 
 def test_sampling_is_a_function_of_its_seed(tiny: Model) -> None:

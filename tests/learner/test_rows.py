@@ -5,10 +5,10 @@ from itertools import islice
 
 import pytest
 
-from buffer.records import FeedbackGiven
+from buffer.records import Check, FeedbackGiven, FeedbackKind
 from learner.config import LearnerConfig
 from learner.lessons import Lesson
-from learner.rows import Pools, Row, may_reuse
+from learner.rows import Pools, Row, answer_room, may_reuse
 
 
 def row(kind: str, number: int, length: int = 3) -> Row:
@@ -84,3 +84,28 @@ def test_a_logged_answer_is_reused_where_the_parent_could_have_given_it(
         given, asked, logged_ids=(5, 6), logged_logprobs=logged, logged_policy=policy, tempered=tempered
     )
     assert may_reuse(lesson, 3, now, max_lag=2, max_gap=0.5) == why_not
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "check", "room"),
+    [
+        ("correction", "one two", None, 8),
+        ("correction", " ".join(map(str, range(20))), None, 30),
+        ("follow_up", "No, one two", None, 64),
+        ("instruction", "Answer briefly.", None, 8),
+        ("instruction", "Name the source.", "Source:", 64),
+    ],
+)
+def test_an_answer_has_the_room_that_the_right_one_needs(
+    kind: FeedbackKind, text: str, check: str | None, room: int
+) -> None:
+    config = LearnerConfig(max_answer_tokens=8, max_completion_tokens=64)
+    given = FeedbackGiven(
+        feedback_id="f1",
+        principal="me",
+        kind=kind,
+        text=text,
+        check=Check(contains=check) if check is not None else None,
+    )
+    lesson = Lesson(given, [{"role": "user", "content": "?"}])
+    assert answer_room(lesson, lambda answer: [0] * len(answer.split()), config) == room
