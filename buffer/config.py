@@ -70,12 +70,16 @@ class KafkaConfig(Table):
     """`[buffer.kafka]`: where the broker is and what its topics look like."""
 
     bootstrap_servers: list[str] = Field(default=["localhost:9092"], min_length=1)
+    """Brokers to ask first, as `host:port`."""
     topic_prefix: str = Field(default="apprentice.", pattern=r"^[A-Za-z0-9._-]{1,200}$")
+    """Of the names of all topics."""
     partitions: int = Field(default=8, ge=1)
     """Of exchanges and feedback each, at least: more may be added to a topic at any time. A power of two
     spreads evenly. Control and rounds have one, because their order is the point."""
     replication_factor: int = Field(default=1, ge=1)
+    """Of topics that are made at the first start. With 1 a lost disk of the broker loses the log."""
     min_insync_replicas: int = Field(default=1, ge=1)
+    """Replicas that must have a record before the broker acknowledges it."""
     client: dict[str, Any] = Field(default={}, repr=False)
     """Any further setting of kafka-python's clients, such as those of TLS and SASL."""
 
@@ -126,6 +130,7 @@ class BufferConfig(Table):
     """`[buffer]`: which log holds the records, and for how long the outbox keeps what it has relayed."""
 
     backend: Literal["journal", "kafka"] = "journal"
+    """Where the log is: in this machine's journal alone, or in Kafka, to which the journal is the outbox."""
     max_bytes: int = Field(default=0, ge=0)
     """The journal's quota; beyond it appending fails with `log_full`. 0 leaves that to the disk."""
     keep_relayed_days: float = Field(default=7.0, ge=0)

@@ -26,8 +26,11 @@ class Templates(Table):
         "{question}\n\nThis is an example for a response to the question:\n{text}\n\n"
         "Now answer with a response of your own."
     )
+    """Of a correction."""
     instruction: str = "{question}\n\nGuidance for this answer (do not mention it): {text}"
+    """Of an instruction."""
     follow_up: str = "{question}\n\nHint about the right answer (do not mention it): {text}"
+    """Of the user's next turn; `{text}` is the hint in it."""
     demonstration_turns: int = Field(2, ge=0, le=8)
     """How often a demonstration is shown, as an earlier turn; 0 puts it into the correction's template."""
 

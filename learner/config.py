@@ -35,14 +35,20 @@ class LearnerConfig(Table):
     """Earlier lessons rehearsed in a round."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it trains: `auto` is a GPU where there is one."""
     threads: int = Field(0, ge=0)
     """CPU threads; 0 takes all cores."""
     rank: int = Field(16, ge=1)
+    """Of the adapter: how much it holds. A policy of another rank cannot be gone on from."""
     alpha: int = Field(32, ge=1)
+    """The adapter's output is scaled by alpha / rank."""
 
     min_steps: int = Field(40, ge=1)
+    """Optimiser steps of a round, at least."""
     steps_per_lesson: int = Field(8, ge=0)
+    """Optimiser steps of a round for each of its lessons."""
     max_steps: int = Field(200, ge=1)
+    """Optimiser steps of a round, at most."""
     lessons_per_step: int = Field(4, ge=1)
     """Rows of a step about the round's lessons, two at most about each; earlier ones get what is left. Many
     small steps at a low rate drift less than few large ones that learn as much."""
@@ -57,10 +63,13 @@ class LearnerConfig(Table):
     tokens_per_pass: int = Field(640, ge=64)
     """In one forward and backward pass: a step takes as many as it needs. Fewer need less memory."""
     learning_rate: float = Field(1.1e-3, gt=0)
+    """AdamW's, at its height. Tuned on 135 million parameters; larger models take less."""
     whitened: bool = True
     """Whether steps are taken in coordinates in which layers' inputs are white (`learner.whitening`)."""
     warmup_steps: int = Field(4, ge=0)
+    """Steps in which the learning rate rises to its height; then it falls to a tenth, as a cosine."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """A longer gradient is shortened to this."""
     checkpoint_steps: int = Field(10, ge=1)
     """Steps between the checkpoints from which a round that was cut short goes on."""
 
@@ -69,6 +78,7 @@ class LearnerConfig(Table):
     teacher: Literal["base", "last-promoted"] = "base"
     """Whose weights see the correction: base's, or those of the policy that the round starts from."""
     teacher_temperature: float = Field(0.3, gt=0)
+    """Below 1 the teacher is sharpened: surer than it is."""
     hard_labels: bool = True
     """Whether a correction's own tokens are learned as they stand, by cross entropy; else as likely as the
     teacher, with the correction in its context, would say them (the paper's loss)."""
@@ -89,13 +99,16 @@ class LearnerConfig(Table):
     """Times in a round that the student answers every lesson anew, is trained on what it said, and is taught
     again what it got wrong."""
     rollout_temperature: float = Field(0.5, gt=0)
+    """At which those answers are sampled."""
     max_policy_lag: int = Field(2, ge=0)
     """Logged completions of policies this many versions behind the parent are still used as rollouts."""
     max_reuse_gap: float = Field(0.5, gt=0)
     """Nats per token between the parent's log-probability of a logged completion and the logged one."""
 
     max_prompt_tokens: int = Field(1536, ge=16)
+    """Of the teacher's prompt, which holds the conversation and the correction. What is longer is skipped."""
     max_completion_tokens: int = Field(256, ge=1)
+    """Of what is taught. A longer answer is skipped."""
     max_answer_tokens: int = Field(48, ge=1)
     """Length of rollouts and of the gate's answers; longer where the right answer is
     (`learner.rows.answer_room`)."""

@@ -30,6 +30,7 @@ class WebhookConfig(Table):
     """[server.webhook]: who is told of rounds that ended and policies that went live (`server.webhook`)."""
 
     url: str | None = Field(None, pattern=r"^https?://[^/\s]+\S*$")
+    """Where events are sent. Without one, nowhere."""
     secret: SecretStr | None = None
     """`whsec_` and the base64 of 24 to 64 bytes, which sign what is sent (HMAC-SHA256, Standard Webhooks)."""
 
@@ -65,7 +66,9 @@ class ServerConfig(Table):
     """[server]: where the gateway listens, who may call it and how much they may ask for."""
 
     host: str = "127.0.0.1"
+    """Address to listen on. Any that others can reach needs keys."""
     port: int = Field(8600, ge=0, le=65535)
+    """0 takes a free one."""
     keys: dict[str, KeyHash] = Field(default={})
     """Principal to the hex SHA-256 of its bearer key, beside the keys of `apprentice keys`, which are in the
     log. These may ask and give feedback. Without any key everyone is one principal, on loopback."""
@@ -79,9 +82,11 @@ class ServerConfig(Table):
     """At least 64 hex digits that prove completion ids, the same on all servers of one log. None: one is made
     in the state directory."""
     max_body_bytes: int = Field(4 << 20, gt=0)
+    """Of a request. A longer one gets 413."""
     max_tokens_default: int | None = Field(None, gt=0)
     """For requests that do not say; None leaves it to vLLM: what is left of the context."""
     max_n: int = Field(16, gt=0)
+    """Choices that one request may ask for."""
     max_feedback_chars: int = Field(8000, gt=0)
     """Of a correction's text and of anything else that is taught."""
     follow_ups: bool = True
@@ -119,10 +124,13 @@ class EngineConfig(Table):
     api_key: SecretStr | None = None
     """Bearer key of an attached vLLM."""
     max_model_len: int = Field(2048, gt=0)
+    """Tokens of prompt and answer together. A longer prompt gets 400, `context_length_exceeded`."""
     max_loras: int = Field(4, ge=3)
     """Policies that may be in one batch: live, draining, candidate and base (which is a zero adapter)."""
     max_cpu_loras: int = Field(8, ge=3)
+    """Policies that vLLM keeps in memory."""
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """At least the learner's `rank`."""
     tool_call_parser: str = "hermes"
     """vLLM's name for how this model writes tool calls."""
     args: list[str] = Field(default=[])
@@ -130,7 +138,9 @@ class EngineConfig(Table):
     env: dict[str, str] = Field(default={})
     """More environment for vLLM."""
     start_timeout_s: float = Field(600.0, gt=0)
+    """How long vLLM may take to load the model, before it is started again."""
     load_timeout_s: float = Field(120.0, gt=0)
+    """How long vLLM may take to load a policy and to answer its probes."""
 
     @field_validator("url")
     @classmethod

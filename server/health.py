@@ -223,7 +223,8 @@ def _rounds(rounds: Sequence[Round]) -> Iterator[Todo]:
     if last.verdict == "failed":
         yield Todo(
             "warn", "round_failed", f"round {last.round} failed: {reasons}",
-            "look at the learner's log; its lessons are tried again", since,
+            "look at the learner's log; its lessons are tried again, after three such rounds once asked for",
+            since,
         )  # fmt: skip
     elif len(bad) >= REFUSED_ROUNDS:
         yield Todo(

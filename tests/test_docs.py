@@ -17,15 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
-from buffer.config import TABLES, BufferConfig, Shared, load
-from buffer.teacher import Templates
-from learner.config import LearnerConfig
+from buffer.config import TABLES, load
 from server import cli
-from server.config import EngineConfig, ServerConfig
 from tests.server.running import KEYS, Running, hashed
 from tests.server.stub_policies import StubPolicies
+from tests.settings_page import MODELS, settings_page
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -33,14 +30,6 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 ADDRESS = "http://localhost:8600"
-MODELS: dict[str, type[BaseModel]] = {
-    "": Shared,
-    "server": ServerConfig,
-    "engine": EngineConfig,
-    "learner": LearnerConfig,
-    "buffer": BufferConfig,
-    "teacher": Templates,
-}
 CURL = 'curl() { command curl -sS --fail-with-body "$@" -H "Authorization: Bearer $OPENAI_API_KEY"; }'
 """The README's own lines have no key, as its server has none."""
 SYSTEM_COMMANDS = {"cp", "docker", "export", "kubectl", "mkdir", "openssl", "rsync", "sha256sum", "printf"}
@@ -233,6 +222,13 @@ def headings_of(page: Path) -> set[str]:
     """The anchors of its headings, as GitHub makes them."""
     found = re.findall(r"^#+ (.+)$", _BLOCK.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def test_the_page_of_settings_is_what_the_tables_say() -> None:
+    assert (ROOT / "docs" / "settings.md").read_text() == settings_page(), (
+        "python -m tests.settings_page > docs/settings.md"
+    )
+    assert "|  |" not in settings_page(), "a setting without a meaning"
 
 
 def test_examples_name_the_address_that_is_replaced() -> None:

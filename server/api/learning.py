@@ -61,7 +61,7 @@ def learning_router(gateway: Gateway) -> APIRouter:
         await gateway.until(lambda: (gateway.buffer.view.paused() is not None) is paused)
         return await asyncio.to_thread(describe_learning, gateway, time.time())
 
-    @routes.post("/pause", responses=errors(503), summary="Start no further round; one that runs finishes")
+    @routes.post("/pause", responses=errors(503), summary="Start no further round; one that trains waits")
     async def pause(request: Request, why: Switch | None = None) -> Learning:
         return await switch(request, why, paused=True)
 

@@ -55,7 +55,9 @@ def _principal(client: Client, name: str) -> tuple[str, str]:
     path = f"/v1/principals/{segment(name)}"
     there = client.get(path)
     if not there["exchanges"] and not there["feedback"]:
-        raise CommandError(f"there is nothing of {name}", "a principal is a name of [server.keys], or local")
+        raise CommandError(
+            f"there is nothing of {name}", "a principal is a name of `apprentice keys list`, or local"
+        )
     return path, f"of {name}: {there['exchanges']} exchanges, {there['feedback']} pieces of feedback"
 
 
