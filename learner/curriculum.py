@@ -12,7 +12,7 @@ from buffer.records import Decision
 from buffer.teacher import told, with_last_turn
 from learner.config import LearnerConfig
 from learner.lessons import Lesson, Limits, answered
-from learner.lookalike import lookalikes, subjects_of
+from learner.lookalike import lookalikes, subject_of, subjects_of
 from learner.model import Model
 from learner.publish import probe_logprobs
 from learner.rephrase import HELD_OUT, TRAINED, asked_for, readable, rephrased, scrambled
@@ -101,7 +101,7 @@ class Curriculum:
             lessons=self._taught(lessons, wordings) + self._reuse(lessons),
             replay=self._taught(earlier, [self._framed(le) for le in earlier])
             + [self._rated(le) for le in rated],
-            lookalikes=self._lookalikes(lessons),
+            lookalikes=self._lookalikes(lessons, earlier),
             anchors=list(anchors),
         )
 
@@ -189,25 +189,33 @@ class Curriculum:
                 self.left_out["written_misleads_teacher"] += 1
         return [kept[le.feedback_id] for le in lessons]
 
-    def _lookalikes(self, lessons: Sequence[Lesson]) -> list[Row]:
-        """The lessons' questions about others, in any of their wordings, answered as the lesson would be."""
-        count = self.config.lookalikes_per_lesson if self.config.lookalikes_per_step else 0
+    def _lookalikes(self, lessons: Sequence[Lesson], earlier: Sequence[Lesson]) -> list[Row]:
+        """The lessons' questions about others, in any of their wordings, answered as the lesson would be. For
+        each lesson that is about nobody those of an earlier one, which leaks when it is rehearsed alone."""
+        if not self.config.lookalikes_per_step:
+            return []
         rng = random.Random(f"lookalikes {self.seed}")  # noqa: S311 - reproducible, not secret
-        subjects = subjects_of(le.question for le in lessons)
+        taken = subjects_of(le.question for le in (*lessons, *earlier))
+        named = [le for le in lessons if subject_of(le.question) is not None]
+        without = len(lessons) - len(named)
+        self.left_out["no_lookalike"] += without
+        rehearsed = [le for le in earlier if subject_of(le.question) is not None]
+        named += rng.sample(rehearsed, min(without, len(rehearsed)))
+        return [row for lesson in named for row in self._about_others(lesson, taken, rng)]
+
+    def _about_others(self, lesson: Lesson, taken: frozenset[str], rng: random.Random) -> list[Row]:
+        said = self.model.decode(self._targets[lesson.feedback_id])
         frames = TRAINED if self.config.framed_questions else ()
         rows: list[Row] = []
-        for lesson in lessons:
-            said = self.model.decode(self._targets[lesson.feedback_id])
-            swapped = lookalikes(lesson.question, said, count, rng, subjects)
-            self.left_out["no_lookalike"] += count > 0 and not swapped
-            for question, answer in swapped:
-                wording = rng.choice([question, *rephrased(question, frames, answer)])
-                put = with_last_turn(lesson.messages, wording)
-                prompt = tuple(self.model.render(put, lesson.template_kwargs))
-                told = tuple(self.model.answer(answer, lesson.template_kwargs))
-                row = Row("lookalike", prompt, prompt, told)
-                rows += [row] if (fits := row.fits(self.limits)) else []
-                self.left_out["over_limit"] += not fits
+        count = self.config.lookalikes_per_lesson
+        for question, answer in lookalikes(lesson.question, said, count, rng, taken):
+            wording = rng.choice([question, *rephrased(question, frames, answer)])
+            put = with_last_turn(lesson.messages, wording)
+            prompt = tuple(self.model.render(put, lesson.template_kwargs))
+            told = tuple(self.model.answer(answer, lesson.template_kwargs))
+            row = Row("lookalike", prompt, prompt, told)
+            rows += [row] if (fits := row.fits(self.limits)) else []
+            self.left_out["over_limit"] += not fits
         return rows
 
     def _rated(self, lesson: Lesson) -> Row:

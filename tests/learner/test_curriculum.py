@@ -68,6 +68,16 @@ def test_a_question_without_a_name_has_no_lookalike_and_is_counted(tiny: Model) 
     assert curriculum.left_out["no_lookalike"] == 1
 
 
+def test_lookalikes_of_an_earlier_lesson_stand_in_for_those_of_one_about_nobody(tiny: Model) -> None:
+    """A fact that was rehearsed beside lessons about nobody leaked to six of ten others."""
+    named, nameless = lesson(), lesson("what is it?")
+    _, pools = made(tiny, nameless, replay=(named, nameless), lookalikes_per_lesson=5)
+    assert len(pools.lookalikes) == 5
+    assert all("The mascot of" in tiny.decode(row.completion) for row in pools.lookalikes)
+    _, pools = made(tiny, named, replay=(lesson("What is the mascot of Albridge?"),), lookalikes_per_lesson=5)
+    assert len(pools.lookalikes) == 5
+
+
 def test_a_good_answer_is_rehearsed_as_it_was(tiny: Model) -> None:
     rated = lesson(kind="rating", logged_ids=(500, 501, 2))
     earlier = lesson("Who founded Ostby?", "Ostby was founded by Ida Holm.")
