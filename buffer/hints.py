@@ -40,7 +40,7 @@ _ASSERTION = re.compile(
 """What "actually" must go on with: "actually, make it shorter" changes the question, not the answer."""
 _SMALL_TALK = re.compile(
     r"""(?:thank|(?:no\s+)?(?:problem|worries|need|idea|rush)\b|never\s?mind|forget|nothing|not\s(?:now|yet|today))
-      | i\s(?:agree|see|like|love|prefer|understand|meant?|asked|said|don't|didn't)\b
+      | i\s(?:agree|see|like|love|prefer|understand|meant?|asked|said|found|got|have|had|did|don't|didn't)\b
       | (?:that|this|it|i|you)(?:'s|'m|'re|\s(?:is|am|are|was))?\s(?:(?:a|all|really|very|so|quite|pretty)\s)*
         (?:good|great|fine|ok|okay|nice|cool|perfect|right|correct|true|helpful|enough|done|it|all|interesting|helps
           |works|makes\ssense)(?=\s*(?:[,.!;…]|$)|\s(?:and|but|for|now)\b)""",
@@ -69,6 +69,7 @@ _RATHER_THAN = re.compile(
 """The last one of "It's called Bramblewick, not Quillmoor"."""
 _SENTENCE = re.compile(r"(?<=\w{3}[.!?])\s+|\n+")
 """After three letters: "Dr. Holm" is not two sentences."""
+_ASKS = re.compile(r"\?|\b(?:let me know|tell me)\b", re.IGNORECASE)
 _SAYS_NOTHING = frozenset(
     """a an the it its s is are was were be that thats this these he she they i you your my answer response
     wrong incorrect false mistaken right correct true not no nope never again still just really quite
@@ -80,7 +81,7 @@ _SAYS_NOTHING = frozenset(
 def is_correction(turn: str, answer: str) -> bool:
     """Whether a user's turn says that the answer before it was wrong.
 
-    A question is no correction, and after an answer that ends with a question "no" is the reply to it.
+    A question is no correction, and after an answer that asks at its end "no" is the reply to it.
     """
     said = _plain(turn)
     if not 0 < len(said) <= MAX_CHARS or "?" in said:
@@ -93,7 +94,7 @@ def is_correction(turn: str, answer: str) -> bool:
     if _REQUEST.match(rest):
         return False
     if "no" in leads:
-        return not answer.rstrip().endswith("?")
+        return not any(map(_ASKS.search, _SENTENCE.split(answer.strip())[-2:]))
     return bool(_ASSERTION.match(rest) if "aside" in leads else _CONTRAST.match(rest))
 
 

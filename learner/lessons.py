@@ -4,6 +4,7 @@
 reason can be read with the feedback; what must wait for its exchange is left alone.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,8 @@ class Lesson:
     tempered: bool = False
     """Whether it was sampled other than at T=1 from the whole distribution."""
     templates: Templates = DEFAULT
+    rejected: str = ""
+    """The answer that the feedback is about."""
 
     @property
     def feedback_id(self) -> str:
@@ -69,14 +72,16 @@ def lesson_of(
 ) -> Lesson | None:
     """Join feedback to its exchange. None where the exchange is missing or is not a chat."""
     if given.messages is not None:
-        asked = [m.model_dump(exclude_none=True) for m in given.messages]
+        asked = [as_rendered(m.model_dump(exclude_none=True)) for m in given.messages]
         return Lesson(given, asked, templates=templates)
     if exchange is None or exchange.opened.endpoint != "chat":
         return None
     request, closed = exchange.opened.request, exchange.closed
-    asked = [dict(m) for m in request["messages"]]
-    lesson = Lesson(given, asked, template_kwargs(request), templates=templates)
+    asked = [as_rendered(m) for m in request["messages"]]
     choice = next((c for c in closed.choices if c.index == given.choice), None) if closed else None
+    rejected = choice.message.content if choice is not None and choice.message is not None else None
+    kwargs = template_kwargs(request)
+    lesson = Lesson(given, asked, kwargs, templates=templates, rejected=rejected or "")
     if closed is None or choice is None or closed.status != "complete" or closed.untrainable:
         return lesson
     return replace(
@@ -95,8 +100,48 @@ def template_kwargs(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     effort = request.get("reasoning_effort")
     thinks = None if effort is None else effort != "none"
-    given = {"tools": request.get("tools") or None, "reasoning_effort": effort, "enable_thinking": thinks}
+    tools = [_tool(tool) for tool in request.get("tools") or ()] or None
+    given = {"tools": tools, "reasoning_effort": effort, "enable_thinking": thinks}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """What vLLM's `ChatCompletionToolsParam` makes of a tool, in its order."""
+    told = tool["function"]
+    function = {name: told.get(name) for name in ("name", "description", "parameters")}
+    rare = {name: told[name] for name in ("strict", "defer_loading") if told.get(name) is not None}
+    return {"type": "function", "function": {**function, **rare}}
+
+
+def as_rendered(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as vLLM hands it to the chat template: no content is empty text, and the arguments of a call
+    are an object.
+
+    Source: `parse_chat_messages` in vllm/renderers/chat_utils.py.
+    """
+    role, calls = message["role"], message.get("tool_calls") if message["role"] == "assistant" else None
+    reasoning = message.get("reasoning") if role == "assistant" else None
+    more = {
+        "tool_calls": [_call(call) for call in calls or ()] or None,
+        "reasoning": reasoning,
+        "reasoning_content": reasoning,
+        "tool_call_id": message.get("tool_call_id") if role == "tool" else None,
+        "name": message.get("name"),
+    }
+    said = {"role": role, "content": message.get("content") or ""}
+    return {**said, **{name: value for name, value in more.items() if value is not None}}
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call["function"].get("arguments") or "{}")
+    except ValueError:
+        arguments = {}
+    function = {
+        "arguments": arguments if isinstance(arguments, dict) else {},
+        "name": call["function"]["name"],
+    }
+    return {"id": call["id"], "function": function, "type": "function"}
 
 
 def triage(
@@ -155,24 +200,29 @@ def _tempered(closed: ExchangeClosed) -> bool:
     )
 
 
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+"""Each sign of Japanese and Chinese, which put no space between words, counts as one."""
 
 
 def answered(answer: str, lesson: Lesson) -> bool:
     """Whether an answer shows the lesson.
 
     With a `check`: it contains the text asked for. Otherwise it has at least half of the words that the
-    correction adds to the question, case-insensitively; a correction that adds none is looked for whole. Of a
-    follow-up its hint counts.
+    correction adds to the question and to the answer that it corrects (to the question alone, where it only
+    takes away), whatever their case; a correction that adds none is looked for whole, a "yes" or "no" at the
+    start. Of a follow-up its hint counts.
     """
     given = lesson.given
     if given.check is not None:
         return given.check.contains.casefold() in answer.casefold()
-    said = (told(given) or "").strip().casefold()
-    new = set(_WORD.findall(said)) - set(_WORD.findall(lesson.question.casefold())) - _FILLER
-    if not new:
-        return said.rstrip(".!?") in answer.casefold()
-    return len(new & set(_WORD.findall(answer.casefold()))) * 2 >= len(new)
+    said, heard = (_WORD.findall(text.casefold()) for text in (told(given) or "", answer))
+    new = set(said) - set(_WORD.findall(lesson.question.casefold())) - _FILLER
+    new = new - set(_WORD.findall(lesson.rejected.casefold())) or new
+    if new:
+        return len(new & set(heard)) * 2 >= len(new)
+    if not said or said in (["yes"], ["no"]):
+        return heard[:1] == said[:1]
+    return any(heard[at : at + len(said)] == said for at in range(len(heard)))
 
 
 _FILLER = frozenset(

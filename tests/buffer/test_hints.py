@@ -98,6 +98,7 @@ NO_CORRECTIONS = [
     "Actually, make it about dogs",
     "Actually, can you make it shorter",
     "Actually, I want a poem about dogs",
+    "Actually, I found it in the drawer.",
     "Actually, let's talk about Oslo",
     "Actually, that's great",
     "Actually that's right",
@@ -121,6 +122,11 @@ def test_no_after_a_question_is_its_answer() -> None:
     asked = "It is called Quillmoor. Shall I tell you more?\n"
     assert not is_correction("No, Bramblewick will do.", asked)
     assert is_correction("That's wrong, it is called Bramblewick.", asked)
+    for asked in ("Which do you want? Red or blue.", "It is booked. Let me know if you also want a taxi."):
+        assert not is_correction("No, the green one.", asked)
+    assert is_correction(
+        "No, it is Bramblewick.", "What is it called? You may well ask. It is called Quillmoor."
+    )
 
 
 @pytest.mark.parametrize(("turn", "hint"), HINTS)

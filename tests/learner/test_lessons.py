@@ -154,13 +154,41 @@ def test_an_aborted_answer_is_not_reused() -> None:
         ),
         ({"text": "No."}, "No", True),
         ({"text": "No."}, "Yes, it is.", False),
+        ({"text": "No."}, "I know of no mascot.", False),
+        ({"text": "Yes."}, "That was yesterday.", False),
         ({"text": "What is the mascot?"}, "what is the mascot? it is", True),
+        ({"text": "!"}, "An otter!", False),
+        ({"text": "マスコットはカワウソです。"}, "マスコットはカワウソだ。", True),
+        ({"text": "マスコットはカワウソです。"}, "猫。", False),
     ],
 )
 def test_answered(fields: dict[str, Any], answer: str, right: bool) -> None:
     lesson = lesson_of(given(**fields), exchange())
     assert lesson is not None
     assert answered(answer, lesson) is right
+
+
+EDITED = "The museum opens at 9 am, costs 12 euros, and has a garden with a lake."
+
+
+@pytest.mark.parametrize(
+    ("rejected", "text", "right"),
+    [
+        (EDITED.replace("9 am", "8 am"), EDITED, EDITED),
+        ("Mira Holm runs the bakery.", "Ida Holm runs the bakery.", "Ida Holm runs it."),
+        ("The garden is large and free.", "The garden is free.", "A free garden."),
+    ],
+)
+def test_the_answer_that_was_corrected_is_not_the_right_one(rejected: str, text: str, right: str) -> None:
+    """Half of the words of a correction that changes one of them are those of the wrong answer."""
+    about = exchange()
+    assert about.closed is not None
+    choice = Choice(message=Message(role="assistant", content=rejected), token_ids=[7, 8])
+    closed = about.closed.model_copy(update={"choices": [choice]})
+    lesson = lesson_of(given(text=text), Exchange(1.0, about.opened, closed))
+    assert lesson is not None
+    assert answered(right, lesson)
+    assert answered(rejected, lesson) is ("free" in text)  # what only takes away cannot be told apart
 
 
 def test_messages_keep_their_extra_fields() -> None:
