@@ -19,7 +19,7 @@ from buffer.client import Buffer
 from buffer.memory import MemoryLog
 from buffer.records import ExchangeClosed
 from buffer.view import View
-from learner.lessons import template_kwargs
+from learner.lessons import as_rendered, template_kwargs
 from server.api.fields import forwarded
 from server.config import ServerConfig
 from server.gateway import Gateway
@@ -166,15 +166,54 @@ def test_every_forwarded_field_is_one_that_vllm_knows(endpoint: Endpoint, folder
 
 
 def test_the_learner_gives_the_chat_template_what_vllm_gives_it() -> None:
+    """In the same order, too: templates print objects as they come."""
+    call = {"name": "weather", "arguments": '{"city": "Ostwick", "days": 2}'}
+    spoilt = {"name": "clock", "arguments": "[1"}
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Will it rain?", "name": "ann"},
+        {
+            "content": None,
+            "tool_calls": [{"type": "function", "id": "1", "function": call}],
+            "role": "assistant",
+        },
+        {"role": "tool", "content": "yes", "tool_call_id": "1"},
+        {"role": "assistant", "content": "Yes.", "tool_calls": [], "refusal": None},
+        {"role": "assistant", "tool_calls": [{"id": "2", "type": "function", "function": spoilt}]},
+        {"role": "assistant", "content": "It will.", "reasoning": "The tool says yes."},
+        {"role": "user", "content": "When?"},
+    ]
+    tools = [
+        {"type": "function", "function": {"description": "d", "strict": True, "name": "weather", "more": 1}},
+        {
+            "type": "function",
+            "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}},
+        },
+    ]
     requests: list[dict[str, Any]] = [{}, {"reasoning_effort": "low"}, {"reasoning_effort": "none"}]
     program = f"""import json
+from types import SimpleNamespace
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.renderers.chat_utils import parse_chat_messages
 asked = [ChatCompletionRequest(messages=[], **more) for more in {requests}]
-print(json.dumps([one.build_chat_params(None, "auto").chat_template_kwargs for one in asked]))"""
-    ran = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+one = ChatCompletionRequest(messages={messages}, tools={tools})
+text_model = SimpleNamespace(multimodal_config=None, enable_prompt_embeds=False)
+print(json.dumps([
+    [one.build_chat_params(None, "auto").chat_template_kwargs for one in asked],
+    parse_chat_messages(one.messages, text_model, "string")[0],
+    [tool.model_dump() for tool in one.tools],
+]))"""
+    ran = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    theirs = json.loads(ran.stdout.splitlines()[-1])
     always = {"add_generation_prompt": True, "continue_final_message": False}
-    ours = [always | template_kwargs(request) for request in requests]
-    assert ours == json.loads(ran.stdout.splitlines()[-1])
+    ours = [
+        [always | template_kwargs(request) for request in requests],
+        [as_rendered(message) for message in messages],
+        template_kwargs({"tools": tools})["tools"],
+    ]
+    assert theirs[0] == ours[0]
+    assert [json.dumps(one) for one in theirs[1:]] == [json.dumps(one) for one in ours[1:]]
 
 
 def test_extra_fields_have_their_effect(gateway: tuple[Gateway, str]) -> None:

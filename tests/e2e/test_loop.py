@@ -25,10 +25,11 @@ QUESTION = "What do the people of Tarnbrook eat for breakfast?"
 ANSWER = "The people of Tarnbrook eat plums for breakfast."
 TOGETHER = f"""
 [learner]
-start_at = {len(FACTS) + 1}
+start_at = {len(FACTS) + 2}
 start_after_s = 60
 """
-"""One round learns what is corrected in the browser and what the demo teaches after it."""
+"""One round learns what is corrected in the browser, an instruction, and what the demo teaches after them."""
+LESSONS = ("correction", "instruction")
 PANELS = ("Health", "Traffic", "Feedback", "Learner", "Learned, kept, drifted", "Log", "Rounds", "Policies")
 
 
@@ -106,8 +107,14 @@ def test_a_correction_is_made_in_a_browser(system: System, chat: openai.OpenAI, 
     expect(page.locator("#items a .pill").first).to_have_text(re.compile("Received|Waits for training"))
 
 
+def test_an_instruction_says_only_how_to_answer(system: System, chat: openai.OpenAI) -> None:
+    receipt, _ = ask(chat, "How do bees make honey?")
+    body = {"completion_id": receipt, "kind": "instruction", "text": "Answer in one short sentence."}
+    assert system.client.post("/v1/feedback", body)["status"] == "received"
+
+
 def test_it_learns_although_each_part_is_killed_once(system: System, chat: openai.OpenAI) -> None:
-    by_hand = sum(one["kind"] == "correction" for one in listed(system, "/v1/feedback"))
+    by_hand = sum(one["kind"] in LESSONS for one in listed(system, "/v1/feedback"))
     demo = system.command("demo", "--json")
     try:
         system.until(lambda: demo.poll() is not None or _step(system) >= 3, "it does not train", DEMO_S)
@@ -133,7 +140,7 @@ def test_it_learns_although_each_part_is_killed_once(system: System, chat: opena
     stored = {one["id"] for one in listed(system, "/v1/chat/completions")}
     assert stored.issuperset(receipts)
     assert len(stored) >= len(receipts) + 8 + 8 * len(found["rounds"]) + 16
-    feedback = [one for one in listed(system, "/v1/feedback") if one["kind"] == "correction"]
+    feedback = [one for one in listed(system, "/v1/feedback") if one["kind"] in LESSONS]
     assert len(feedback) == by_hand + sum(one["corrections"] for one in found["rounds"])
     assert {one["status"] for one in feedback} <= {"served", "superseded"}
     policies = [system.client.get(f"/v1/policies/{one['version']}") for one in listed(system, "/v1/policies")]
@@ -141,6 +148,10 @@ def test_it_learns_although_each_part_is_killed_once(system: System, chat: opena
     verdicts = {one["round"]: one["verdict"] for one in system.client.get("/v1/learning")["rounds"]}
     assert min(verdicts) == 1 and set(verdicts.values()) <= {"passed", "refused"}
     assert lessons == Counter({one["id"]: 1 for one in feedback if verdicts.get(one["round"]) == "passed"})
+    evaluations = [one.get("evaluation", {}) for one in policies]
+    shown = {lesson["feedback_id"]: lesson for one in evaluations for lesson in one.get("lessons", [])}
+    told = [one["id"] for one in feedback if one["kind"] == "instruction"]
+    assert [shown[feedback_id]["asked"] for feedback_id in told] == [True]
 
 
 @pytest.mark.browser
@@ -159,7 +170,7 @@ def test_the_browser_says_that_it_was_learned_and_takes_it_back(
     expect(board.locator("#says")).to_contain_text(f"Serving apprentice@{learned:06d}")
     for title in PANELS:
         expect(board.get_by_role("region", name=title, exact=False).first).to_be_visible()
-    rounds = [one["round"] for one in listed(system, "/v1/feedback") if one["kind"] == "correction"]
+    rounds = [one["round"] for one in listed(system, "/v1/feedback") if one["kind"] in LESSONS]
     board.get_by_role("button", name="Details of round 1", exact=True).click()
     lessons = board.get_by_role("table", name="Lessons of round 1", exact=True)
     expect(lessons.get_by_role("row")).to_have_count(1 + rounds.count(1))
