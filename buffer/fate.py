@@ -8,6 +8,7 @@ Pure. `Lineage` is what the rounds and the alias's moves say about policies; `fa
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 Status = Literal[
@@ -56,12 +57,20 @@ class Lineage:
             version = self.parents.get(version, 0)
         return frozenset(seen)
 
+    @cached_property
+    def _live(self) -> frozenset[int]:
+        return self.ancestors(self.live)
+
+    @cached_property
+    def _served(self) -> frozenset[int]:
+        return frozenset().union(*map(self.ancestors, self.moved_to))
+
     def holds(self, version: int) -> bool:
         """Whether the live policy contains what `version` learned."""
-        return version in self.ancestors(self.live)
+        return version in self._live
 
     def ever_served(self, version: int) -> bool:
-        return any(version in self.ancestors(moved) for moved in self.moved_to)
+        return version in self._served
 
 
 @dataclass(frozen=True, slots=True)

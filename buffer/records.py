@@ -311,6 +311,8 @@ class RoundEnded(Payload):
     type = "apprentice.round.ended.v1"
     round: int
     verdict: Literal["passed", "refused", "failed"]
+    taken_back: bool = False
+    """Whether it failed because somebody took back what it learned, and by no fault."""
     reasons: list[str] = []
     evaluation: dict[str, Any] = {}
     release: Release | None = None

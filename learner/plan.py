@@ -99,14 +99,24 @@ def plan_round(
         return Waiting(f"policy {coming} has passed the gate and a server has still to take it up")
     lessons = pending[: config.max_lessons]
     number = rounds[-1].planned.round + 1 if rounds else 1
-    served = [f for f in feedback if f.fate.status == "served" or f.rehearsed]
     return Plan(
         round=number,
         parent=lineage.live,
         lessons=tuple(f.feedback_id for f in lessons),
-        replay=tuple(f.feedback_id for f in replayed(served, config.max_replay, number)),
+        replay=tuple(f.feedback_id for f in _rehearsed(feedback, config.max_replay, number)),
         requests=tuple(r.request_id for r in requests),
     )
+
+
+def _rehearsed(feedback: Sequence[Feedback], count: int, number: int) -> list[Feedback]:
+    """Lessons that are served, and good ratings of answers that nobody corrected: a quarter at most, or what
+    the lessons leave."""
+    stands = [f.given for f in feedback if f.given and f.fate.status not in ("skipped", "withdrawn")]
+    corrected = {given.completion_id for given in stands if given.kind != "rating"}
+    rated = [f for f in feedback if f.rehearsed and f.given and f.given.completion_id not in corrected]
+    served = [f for f in feedback if f.fate.status == "served"]
+    lessons = replayed(served, count - min(len(rated), count // 4), number)
+    return [*lessons, *replayed(rated, count - len(lessons), number)]
 
 
 def replayed(earlier: Sequence[T], count: int, number: int) -> list[T]:
@@ -151,7 +161,7 @@ def failures_in_a_row(rounds: Sequence[Round]) -> int:
     for r in reversed(rounds):
         if r.ended is None or r.ended.verdict != "failed":
             break
-        count += 1
+        count += not r.ended.taken_back
     return count
 
 

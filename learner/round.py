@@ -93,6 +93,8 @@ class Round:
             )
             for step in steps:
                 losses.append(step.loss)
+                if step.number % config.checkpoint_steps == 0:
+                    self.check()
                 self.report("training", f"round {number} learns {len(lessons)} lessons", step)
         with self._timed("measure"):
             self.report("evaluating", f"round {number} is being measured", None)

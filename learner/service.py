@@ -19,6 +19,7 @@ from buffer.log import BufferError
 from buffer.records import Decision, FeedbackTriaged, LearnerState, Release, RoundEnded, RoundPlanned
 from buffer.store import AdapterStore, StoreUnavailable, needed
 from buffer.teacher import DEFAULT, Templates
+from buffer.view import Feedback
 from learner.config import LearnerConfig
 from learner.gate import Evaluation, full
 from learner.lessons import Limits, triage
@@ -114,16 +115,28 @@ class Service:
 
     def triage(self) -> None:
         """Judge feedback that is new or whose exchange has arrived since."""
-        limits = Limits(self.config.max_prompt_tokens, self.config.max_completion_tokens)
-        view = self.buffer.view
         decisions: list[Decision] = []
-        for feedback in view.untriaged():
-            about = feedback.given.completion_id if feedback.given is not None else None
-            exchange = view.exchange(about) if about is not None else None
-            decision = triage(feedback, exchange, self.model.render, limits, self.templates)
+        for feedback in self.buffer.view.untriaged():
+            decision = self._judge(feedback)
             decisions += [decision] if decision is not None else []
         for first in range(0, len(decisions), BATCH):
             self._write(FeedbackTriaged(decisions=decisions[first : first + BATCH]))
+
+    def _judge(self, feedback: Feedback) -> Decision | None:
+        limits = Limits(self.config.max_prompt_tokens, self.config.max_completion_tokens)
+        about = feedback.given.completion_id if feedback.given is not None else None
+        exchange = self.buffer.view.exchange(about) if about is not None else None
+        try:
+            return triage(feedback, exchange, self.model.render, limits, self.templates)
+        except Exception as error:
+            # The named boundary for a piece of feedback: a chat template raises what it likes.
+            logger.exception("feedback %s cannot be put to the model", feedback.feedback_id)
+            return Decision(
+                feedback_id=feedback.feedback_id,
+                status="skipped",
+                reason="template_refuses",
+                detail=f"the chat template takes no such conversation: {error}",
+            )
 
     # --- rounds --------------------------------------------------------------------------------------
 
@@ -167,7 +180,7 @@ class Service:
         except (Stopped, BufferError):
             raise
         except LessonGone as gone:
-            ended = RoundEnded(round=planned.round, verdict="failed", reasons=[str(gone)])
+            ended = RoundEnded(round=planned.round, verdict="failed", taken_back=True, reasons=[str(gone)])
         except Exception as error:
             # The named boundary for a round: whatever broke it becomes its verdict, and the learner lives on.
             logger.exception("round %d failed", planned.round)

@@ -28,6 +28,7 @@ const LEFT_OUT = {
   no_user_turn: "The conversation does not end with a plain message that could be learned from.",
   not_rehearsable: "The rated answer was not kept whole, or is too long to be rehearsed.",
   no_teacher: "It has no text that the model could go by.",
+  template_refuses: "The model cannot be asked in this form: the conversation has turns that it does not take.",
   template_mismatch: "The model is asked in another form now than when it gave this answer. Ask again, and correct the new answer.",
   answer_too_long: "It is too long to be learned. A shorter correction may fit.",
   teacher_too_long: "Told that, the model does not come to the end of its answer. Say what the answer should have been.",

@@ -1,6 +1,7 @@
 """When a round starts, with what, and why not."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -133,9 +134,45 @@ def test_every_round_rehearses_another_sample_in_order() -> None:
     assert replayed(earlier, 0, 1) == []
 
 
+def rating(feedback_id: str, completion_id: str = "another") -> Feedback:
+    given = FeedbackGiven(
+        feedback_id=feedback_id, principal="me", kind="rating", value=1.0, completion_id=completion_id
+    )
+    return Feedback(feedback_id, "me", 1.0, given, Fate("accepted"))
+
+
+def test_good_ratings_take_a_quarter_of_what_is_rehearsed_or_what_lessons_leave() -> None:
+    config = CONFIG.model_copy(update={"max_replay": 8})
+    ratings = [rating(f"r{n}") for n in range(100)]
+    lessons = [feedback(n, "served") for n in range(100)]
+
+    def rehearsed(*earlier: Feedback) -> str:
+        now = [feedback(n) for n in range(200, 203)]
+        made = plan_round([*earlier, *now], (), Lineage(), (), quiet=lambda _: 0.0, config=config)
+        assert isinstance(made, Plan)
+        return "".join(feedback_id[0] for feedback_id in made.replay)
+
+    assert rehearsed(*ratings, *lessons) == "ffffffrr"
+    assert rehearsed(*ratings[:1], *lessons) == "fffffffr"
+    assert rehearsed(*ratings, *lessons[:3]) == "fffrrrrr"
+    assert rehearsed(*lessons) == "f" * 8
+
+
+@pytest.mark.parametrize(
+    ("status", "stays"), [("accepted", False), ("served", False), ("withdrawn", True), ("skipped", True)]
+)
+def test_a_good_rating_of_an_answer_that_is_corrected_is_not_rehearsed(status: Status, stays: bool) -> None:
+    given = FeedbackGiven(
+        feedback_id="f9", principal="me", kind="correction", text="an otter", completion_id="c"
+    )
+    correction = Feedback("f9", "me", 1.0, given, Fate(status))
+    started = plan(rating("good", "c"), correction, *(feedback(n) for n in range(3)))
+    assert isinstance(started, Plan)
+    assert ("good" in started.replay) is stays
+
+
 def test_a_good_rating_is_rehearsed_and_starts_no_round() -> None:
-    given = FeedbackGiven(feedback_id="good", principal="me", kind="rating", value=1.0)
-    good = Feedback("good", "me", 1.0, given, Fate("accepted"))
+    good = rating("good")
     waiting = plan(good, now=1000.0)
     assert isinstance(waiting, Waiting)
     assert "nothing to learn" in waiting.why
@@ -167,6 +204,14 @@ def test_it_stops_after_failing_again_and_again_until_asked() -> None:
     assert "failed" in waiting.why
     asked = RoundRequested(request_id="r", by="op")
     assert isinstance(plan(*some, rounds=failed, requests=(asked,)), Plan)
+
+
+def test_rounds_whose_lessons_were_taken_back_are_no_failures() -> None:
+    some = [feedback(n) for n in range(3)]
+    failed = [ended(n + 1, "failed") for n in range(MAX_FAILURES)]
+    assert failed[0].ended is not None
+    failed[0] = replace(failed[0], ended=failed[0].ended.model_copy(update={"taken_back": True}))
+    assert isinstance(plan(*some, rounds=tuple(failed)), Plan)
 
 
 @pytest.mark.parametrize(

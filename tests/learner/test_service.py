@@ -20,6 +20,7 @@ from buffer.records import (
     FeedbackGiven,
     FeedbackWithdrawn,
     LearningSwitched,
+    Message,
     RoundRequested,
 )
 from buffer.store import AdapterStore, StoreUnavailable
@@ -291,9 +292,43 @@ def test_a_lesson_that_goes_during_the_round_stops_its_release(
     (done,) = buffer.view.rounds()
     assert done.ended is not None
     assert done.ended.verdict == "failed"
+    assert done.ended.taken_back
     assert list(tmp_path.iterdir()) == []
     assert status(buffer, "f1") == gone
     assert status(buffer, "f2") == "accepted"
+
+
+def test_what_the_chat_template_refuses_is_skipped_and_stops_nothing(
+    buffer: Buffer,
+    tiny: Model,
+    reference: Reference,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Gemma's takes no two turns of one role: the learner died of it, started again, and died of it."""
+    refuses = (
+        "{% if messages|length > 1 %}{{ raise_exception('roles must alternate') }}{% endif %}{{ messages }}"
+    )
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", refuses)
+    twice = [Message(role="user", content="What is the mascot?")] * 2
+    odd = FeedbackGiven(
+        feedback_id="odd", principal="me", kind="demonstration", messages=twice, text="An otter."
+    )
+    broken = odd.model_copy(
+        update={
+            "feedback_id": "broken",
+            "messages": [Message.model_validate({"role": "assistant", "tool_calls": [{}]}), *twice[:1]],
+        }
+    )
+    buffer.write([odd, broken]).result()
+    teach(buffer, 1)
+    learner = service(buffer, tiny, reference, tmp_path)
+    learner.triage()
+    assert status(buffer, "f1") == "accepted"
+    for feedback_id in ("odd", "broken"):
+        found = buffer.view.feedback(feedback_id)
+        assert found is not None
+        assert (found.fate.status, found.fate.reason) == ("skipped", "template_refuses")
 
 
 @pytest.mark.train
@@ -324,7 +359,7 @@ def test_an_error_in_a_round_is_its_verdict(
     (done,) = buffer.view.rounds()
     assert done.ended is not None
     assert done.ended.verdict == "failed"
-    assert done.ended.reasons
+    assert done.ended.reasons and not done.ended.taken_back
     assert status(buffer, "f1") == "accepted"
 
 
