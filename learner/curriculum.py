@@ -12,11 +12,12 @@ from buffer.records import Decision
 from buffer.teacher import told, with_last_turn
 from learner.config import LearnerConfig
 from learner.lessons import Lesson, Limits, answered
-from learner.lookalike import lookalikes, subject_of, subjects_of
+from learner.lookalike import lookalikes, subjects_of
 from learner.model import Model
 from learner.publish import probe_logprobs
 from learner.rephrase import HELD_OUT, TRAINED, asked_for, readable, rephrased, scrambled
 from learner.rows import Pools, Row, answer_room, may_reuse, prompts_of, target_rows
+from learner.sdft import teaching
 
 _ASKED = 4
 """Rows that put the question as it was asked, among some fifteen other wordings."""
@@ -55,7 +56,7 @@ class Curriculum:
         says something about the answer, what the teacher answers with that in its context.
         """
         unsaid = [le for le in lessons if le.answer is None]
-        with self.model.base():
+        with teaching(self.model, self.config):
             prompts = [prompts_of(le, le.question, self.model.render)[1] for le in unsaid]
             answers = self.model.generate(prompts, max_tokens=self.config.max_completion_tokens)
         self._targets |= {le.feedback_id: answer for le, answer in zip(unsaid, answers, strict=True)}
@@ -191,29 +192,32 @@ class Curriculum:
 
     def _lookalikes(self, lessons: Sequence[Lesson], earlier: Sequence[Lesson]) -> list[Row]:
         """The lessons' questions about others, in any of their wordings, answered as the lesson would be. For
-        each lesson that is about nobody those of an earlier one, which leaks when it is rehearsed alone."""
+        each lesson without such questions those of an earlier one, which leaks when it is rehearsed alone."""
         if not self.config.lookalikes_per_step:
             return []
         rng = random.Random(f"lookalikes {self.seed}")  # noqa: S311 - reproducible, not secret
         taken = subjects_of(le.question for le in (*lessons, *earlier))
-        named = [le for le in lessons if subject_of(le.question) is not None]
-        without = len(lessons) - len(named)
+        about = [le for le in lessons if le.subject is not None]
+        without = len(lessons) - len(about)
         self.left_out["no_lookalike"] += without
-        rehearsed = [le for le in earlier if subject_of(le.question) is not None]
-        named += rng.sample(rehearsed, min(without, len(rehearsed)))
-        return [row for lesson in named for row in self._about_others(lesson, taken, rng)]
+        rehearsed = [le for le in earlier if le.subject is not None]
+        about += rng.sample(rehearsed, min(without, len(rehearsed)))
+        return [row for lesson in about for row in self._about_others(lesson, taken, rng)]
 
     def _about_others(self, lesson: Lesson, taken: frozenset[str], rng: random.Random) -> list[Row]:
-        said = self.model.decode(self._targets[lesson.feedback_id])
+        told = lesson.answer
+        said = self.model.decode(self._targets[lesson.feedback_id]) if told is None else told
         frames = TRAINED if self.config.framed_questions else ()
-        rows: list[Row] = []
         count = self.config.lookalikes_per_lesson
+        rows: list[Row] = []
         for question, answer in lookalikes(lesson.question, said, count, rng, taken):
             wording = rng.choice([question, *rephrased(question, frames, answer)])
             put = with_last_turn(lesson.messages, wording)
             prompt = tuple(self.model.render(put, lesson.template_kwargs))
-            told = tuple(self.model.answer(answer, lesson.template_kwargs))
-            row = Row("lookalike", prompt, prompt, told)
+            turn = self.model.answer(answer, lesson.template_kwargs)
+            if told is None:  # the teacher's, which opens as it does
+                turn = [*self.model.encode(answer), self.model.eos]
+            row = Row("lookalike", prompt, prompt, tuple(turn))
             rows += [row] if (fits := row.fits(self.limits)) else []
             self.left_out["over_limit"] += not fits
         return rows

@@ -14,6 +14,7 @@ from buffer.exchanges import Exchange
 from buffer.records import Decision, ExchangeClosed, FeedbackGiven
 from buffer.teacher import DEFAULT, TEACHER_ANSWERS, Templates, last_user_turn, teacher_messages, told
 from buffer.view import Feedback
+from learner.lookalike import subject_of
 
 Render = Callable[[Sequence[dict[str, Any]], Mapping[str, Any]], list[int]]
 """Messages, and what else the chat template reads, to the prompt's token ids."""
@@ -56,6 +57,12 @@ class Lesson:
     def question(self) -> str:
         """The text of the turn being answered."""
         return str(self.messages[-1]["content"])
+
+    @property
+    def subject(self) -> str | None:
+        """Of whom alone it holds. None where that is nobody, and where it says how to answer: that carries
+        over."""
+        return subject_of(self.question) if self.given.kind in ("correction", "follow_up") else None
 
     @property
     def answer(self) -> str | None:

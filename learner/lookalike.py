@@ -22,7 +22,7 @@ NAMES = tuple(name for name in _MADE if name not in HELD_OUT)
 _KEEPS_KIND = 0.7
 """Share of the others that keep all words of a longer name but its first."""
 
-_NAME = re.compile(r"[A-Z][\w-]*(?: [A-Z][\w-]*)*")
+_NAME = re.compile(r"\b[A-Z][\w-]*(?: [A-Z][\w-]*)*")
 _OPENERS = frozenset(
     """who what which when where why how whose in on at is are was were do does did can could will would
     should has have had the a an please tell if to from for name give list describe explain""".split()

@@ -26,6 +26,7 @@ from learner.loss import divergence
 from learner.model import Model
 from learner.publish import probe_logprobs
 from learner.rows import Row, answer_room, prompts_of
+from learner.sdft import teaching
 from learner.whitening import Whitening, load_whitenings, save_whitenings, whitenings_of
 
 _DATA = Path(__file__).parent / "data"
@@ -138,6 +139,8 @@ class Baseline:
     """Whether it answers each earlier lesson."""
     aims: Mapping[tuple[str, str], Row]
     """What the teacher says, where only the distance to it can judge: by feedback and wording."""
+    aim_states: Mapping[tuple[str, str], Tensor]
+    """The teacher's hidden states there."""
     distances: Mapping[tuple[str, str], float]
     """That distance: KL to the sharpened teacher."""
     general_states: tuple[Tensor, ...]
@@ -158,14 +161,18 @@ def measure_parent(
     questions = [[(le, le.question) for le in group] for group in (lessons, replay)]
     (answers, retold), loops = ask(model, reference, questions, config)
     vague = [(le, question) for le, question in _put(lessons, held_out) if _judged_by_distance(le)]
-    targets = _targets(model, [*vague, *((le, le.question) for le in lessons[:PROBED])])
+    targets = _targets(model, [*vague, *((le, le.question) for le in lessons[:PROBED])], config)
     aims = {(le.feedback_id, question): row for (le, question), row in zip(vague, targets, strict=False)}
+    with teaching(model, config):
+        read = model.states([r.teacher for r in aims.values()], [r.completion for r in aims.values()])
+    aim_states = dict(zip(aims, read, strict=True))
     probed = (*targets[len(vague) :], *reference.general[:PROBED])
     return Baseline(
         answers=tuple(answers),
         kept=tuple(answered(a, le) for a, le in zip(retold, replay, strict=True)),
         aims=aims,
-        distances=_distances(model, aims, config),
+        aim_states=aim_states,
+        distances=_distances(model, aims, aim_states, config),
         general_states=tuple(states_of(model, reference.general)),
         degenerate=loops,
         probed=probed,
@@ -191,10 +198,9 @@ def measure_candidate(
     (said, of_others, retold), loops = ask(model, reference, questions, config)
     answers = {(le.feedback_id, question): a for (le, question), a in zip(put, said, strict=True)}
     leaks = [(le.feedback_id, answered(a, le)) for (le, _), a in zip(about_others, of_others, strict=True)]
+    distances = _distances(model, before.aims, before.aim_states, config)
     return Evaluation(
-        lessons=_lesson_results(
-            lessons, held_out, answers, _distances(model, before.aims, config), leaks, before
-        ),
+        lessons=_lesson_results(lessons, held_out, answers, distances, leaks, before),
         kept=[
             KeptResult(feedback_id=le.feedback_id, parent=parent, candidate=answered(answer, le))
             for le, parent, answer in zip(replay, before.kept, retold, strict=True)
@@ -264,12 +270,11 @@ def _lesson_results(
 
 
 def lookalike_questions(lessons: Sequence[Lesson]) -> list[Question]:
-    """The lessons' questions about others, in the lessons' order. None where no words tell a leak, or where
-    the question is about nobody."""
+    """The lessons' questions about others, in the lessons' order."""
     taken = subjects_of(le.question for le in lessons)
     found = []
     for lesson in lessons:
-        if not _judged_by_distance(lesson):
+        if lesson.subject is not None:
             rng = random.Random(f"leaks {lesson.question}")  # noqa: S311 - reproducible, not secret
             swapped = lookalikes(lesson.question, "", OTHERS, rng, taken, HELD_OUT)
             found += [(lesson, question) for question, _ in swapped]
@@ -283,23 +288,25 @@ def _judged_by_distance(lesson: Lesson) -> bool:
 
 
 def _distances(
-    model: Model, aims: Mapping[tuple[str, str], Row], config: LearnerConfig
+    model: Model,
+    aims: Mapping[tuple[str, str], Row],
+    teacher: Mapping[tuple[str, str], Tensor],
+    config: LearnerConfig,
 ) -> dict[tuple[str, str], float]:
     """From the teacher as it teaches, sharpened: a student that has become as sure is far from a mild one."""
-    rows = list(aims.values())
-    with model.base():
-        teacher = model.states([r.teacher for r in rows], [r.completion for r in rows])
-    pairs, sharp = zip(teacher, states_of(model, rows), strict=True), config.teacher_temperature
-    per_row = [divergence(t, s, model.head_VD, temperature=sharp).mean() for t, s in pairs]
-    return {key: float(d) for key, d in zip(aims, per_row, strict=True)}
+    student, sharp = states_of(model, list(aims.values())), config.teacher_temperature
+    return {
+        key: float(divergence(teacher[key], state, model.head_VD, temperature=sharp).mean())
+        for key, state in zip(aims, student, strict=True)
+    }
 
 
-def _targets(model: Model, questions: Sequence[Question]) -> list[Row]:
+def _targets(model: Model, questions: Sequence[Question], config: LearnerConfig) -> list[Row]:
     """What each lesson wants said, as a row to score: a correction's own words, or the teacher's greedy
     answer where the feedback only says something about it."""
     prompts = [prompts_of(lesson, question, model.render) for lesson, question in questions]
     unsaid = [teacher for (le, _), (_, teacher) in zip(questions, prompts, strict=True) if le.answer is None]
-    with model.base():
+    with teaching(model, config):
         said = iter(model.generate(unsaid, max_tokens=ANSWER_TOKENS))
     return [
         Row("elicited", *put, tuple(next(said)))

@@ -24,7 +24,7 @@ from learner.rows import Row
 @torch.no_grad()
 def probe_logprobs(model: Model, rows: Sequence[Row]) -> list[list[float]]:
     """Log-probability (T=1, nats) of every completion token of each row under the model as it is."""
-    states = model.hidden([r.student for r in rows], [r.completion for r in rows])
+    states = model.states([r.student for r in rows], [r.completion for r in rows])
     return [
         token_logprobs(s, model.head_VD, torch.tensor(r.completion, device=s.device)).tolist()
         for s, r in zip(states, rows, strict=True)

@@ -100,11 +100,12 @@ def prompts_of(lesson: Lesson, question: str, render: Render) -> tuple[tuple[int
 
 def answer_room(lesson: Lesson, answer: Callable[[str], Sequence[int]], config: LearnerConfig) -> int:
     """Tokens within which an answer has to show the lesson: half as many again as the right one has, where it
-    is known, and where a hint or a check is looked for anywhere, as many as any answer may have."""
+    is known; where a hint or a check is looked for anywhere, and at most, `max_completion_tokens`."""
+    most = config.max_completion_tokens
     if lesson.answer is not None:
-        return max(config.max_answer_tokens, len(answer(lesson.answer)) * 3 // 2)
+        return min(most, max(config.max_answer_tokens, len(answer(lesson.answer)) * 3 // 2))
     sought = lesson.given.check is not None or lesson.given.kind == "follow_up"
-    return config.max_completion_tokens if sought else config.max_answer_tokens
+    return most if sought else min(most, config.max_answer_tokens)
 
 
 def target_rows(

@@ -13,6 +13,7 @@ one thread count the same arguments give the same bits.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import compress
 
@@ -41,6 +42,12 @@ def is_label(row: Row, config: LearnerConfig) -> bool:
     if config.objective == "cross_entropy":
         return row.kind in TAUGHT
     return config.hard_labels and row.kind == "target"
+
+
+def teaching(model: Model, config: LearnerConfig) -> AbstractContextManager[None]:
+    """Within this context the model is the teacher: base, or the policy that the round starts from, whose
+    adapter it must hold."""
+    return model.base() if config.teacher == "base" else nullcontext()
 
 
 @dataclass

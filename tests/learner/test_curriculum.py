@@ -68,6 +68,28 @@ def test_a_question_without_a_name_has_no_lookalike_and_is_counted(tiny: Model) 
     assert curriculum.left_out["no_lookalike"] == 1
 
 
+@pytest.mark.parametrize("kind", ["demonstration", "instruction"])
+def test_how_to_answer_is_to_carry_over_to_others(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [tiny.answer("An otter.") for _ in prompts])
+    curriculum, pools = made(tiny, lesson(kind=kind))
+    assert pools.lessons
+    assert pools.lookalikes == []
+    assert curriculum.left_out["no_lookalike"] == 1
+
+
+def test_lookalikes_of_a_model_that_thinks_come_behind_its_thinking_once(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = str(tiny.tokenizer.chat_template)
+    opens = "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", template + opens)
+    _, pools = made(tiny, lesson(), lookalikes_per_lesson=2)
+    for row in (*pools.lookalikes, *pools.lessons):
+        assert tiny.decode(row.completion).startswith("<think>\n\n</think>\n\nThe mascot of ")
+
+
 def test_lookalikes_of_an_earlier_lesson_stand_in_for_those_of_one_about_nobody(tiny: Model) -> None:
     """A fact that was rehearsed beside lessons about nobody leaked to six of ten others."""
     named, nameless = lesson(), lesson("what is it?")

@@ -91,6 +91,7 @@ def test_a_logged_answer_is_reused_where_the_parent_could_have_given_it(
     [
         ("correction", "one two", None, 8),
         ("correction", " ".join(map(str, range(20))), None, 30),
+        ("correction", " ".join(map(str, range(60))), None, 64),
         ("follow_up", "No, one two", None, 64),
         ("instruction", "Answer briefly.", None, 8),
         ("instruction", "Name the source.", "Source:", 64),
