@@ -60,7 +60,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 @dataclass(frozen=True)
 class Run:
     """One model, taught `tasks` one after another. `curve` is the number of steps between points, `blind` the
-    control whose teacher sees no correction."""
+    control whose teacher sees no correction. With `early_stop` a task ends as it was at its best point."""
 
     part: str
     arm: str
@@ -69,6 +69,7 @@ class Run:
     config: LearnerConfig
     curve: int = 0
     blind: bool = False
+    early_stop: bool = False
 
     @property
     def name(self) -> str:
@@ -83,6 +84,7 @@ class Run:
             "blind": self.blind,
             "curve_steps": self.curve,
             "config": self.config.model_dump(mode="json"),
+            **({"early_stop": True} if self.early_stop else {}),
         }
 
 
@@ -130,7 +132,8 @@ class Bench:
             if not self.quick:
                 yield Run("facts", "sft+", seed, task, same, curve=curve)
             for rate in SFT_RATES[:1] if self.quick else SFT_RATES if seed == 0 else (self._tuned(),):
-                yield Run("facts", f"sft {rate:g}", seed, task, self._plain(rate), curve=stops)
+                plain = self._plain(rate)
+                yield Run("facts", f"sft {rate:g}", seed, task, plain, stops, early_stop=not self.quick)
             if seed == 0:
                 yield Run("facts", "shuffled", seed, (half.shuffled(others),), config)
             if seed == 0 and not self.quick:
@@ -187,15 +190,20 @@ class Bench:
         seconds = 0.0
         for task in run.tasks:
             began = time.monotonic()
+            best, most = None, -1.0
             for step in pupil.study(task):
                 self.say(f"{run.name}: {task.name}, step {step.number} of {step.of}, loss {step.loss:.3f}")
                 if run.curve and step.number % run.curve == 0:
                     paused = time.monotonic()
                     asked = {name: task.tests[name] for name in ("asked", "paraphrased")}
-                    point = {"scores": pupil.examine(asked), "drift": pupil.drift()}
-                    curve.append({"steps": pupil.steps, **point})
+                    recall = pupil.examine(asked)
+                    curve.append({"steps": pupil.steps, "scores": recall, "drift": pupil.drift()})
+                    if run.early_stop and recall["paraphrased"] > most:
+                        best, most = self.model.adapter_state(), recall["paraphrased"]
                     began += time.monotonic() - paused
             seconds += time.monotonic() - began
+            if best is not None:
+                self.model.load_adapter(best)
             self.say(f"{run.name}: examined after {task.name}")
             scores = {one.name: pupil.examine(one.tests) for one in run.tasks}
             stages.append({"task": task.name, "scores": scores, "drift": pupil.drift()})

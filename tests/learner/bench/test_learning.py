@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from learner.bench import report
-from learner.bench.learning import Bench
+from learner.bench.learning import Bench, Run
 from learner.bench.pupil import Pupil
 from learner.bench.tasks import facts
 from learner.config import LearnerConfig
@@ -80,6 +81,27 @@ def test_an_empty_context_teaches_no_correction_and_shuffled_ones_teach_others(
     ]
     assert {student for student, _ in pairs[0]} & {student for student, _ in pairs[1]}
     assert not {completion for _, completion in pairs[0]} & {completion for _, completion in pairs[1]}
+
+
+def test_an_early_stop_ends_at_the_best_point(
+    tiny: Model, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recalls = iter([0.2, 0.9, 0.9, 0.1])
+    states = []
+
+    def examine(pupil: Pupil, tests: object) -> dict[str, float]:
+        states.append(tiny.adapter_state())
+        return {"paraphrased": next(recalls, 0.0)}
+
+    monkeypatch.setattr(Pupil, "examine", examine)
+    config = CONFIG.model_copy(update={"min_steps": 4, "max_steps": 4})
+    bench = Bench(tiny, reference, tmp_path, config=config)
+    run = Run("facts", "sft 1", 0, (facts().first(2),), config, curve=1, early_stop=True)
+    done = bench._do(run)
+    assert [point["scores"]["paraphrased"] for point in done["curve"]] == [0.2, 0.9, 0.9, 0.1]
+    *points, end = states
+    same = [all(torch.equal(end[name], point[name]) for name in end) for point in points]
+    assert same == [False, True, False, False]
 
 
 def test_results_are_plain_json(tiny: Model, reference: Reference, tmp_path: Path) -> None:
