@@ -26,9 +26,10 @@ MAX_FAILURES = 3
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """No round now, and why."""
+    """No round now, and why. `idle`: nothing waits, so that only a new record changes it."""
 
     why: str
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def plan_round(
     if not requests:
         why = _why_not_yet(pending, rounds, quiet_s, config)
         if why is not None:
-            return Waiting(why)
+            return Waiting(why, idle=not pending)
     coming = on_its_way(rounds, lineage)
     if coming is not None:
         return Waiting(f"policy {coming} has passed the gate and a server has still to take it up")

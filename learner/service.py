@@ -16,7 +16,15 @@ from pathlib import Path
 from buffer.adapters import AdapterInvalid
 from buffer.client import Buffer
 from buffer.log import BufferError
-from buffer.records import Decision, FeedbackTriaged, LearnerState, Release, RoundEnded, RoundPlanned
+from buffer.records import (
+    Decision,
+    FeedbackTriaged,
+    LearnerState,
+    Positions,
+    Release,
+    RoundEnded,
+    RoundPlanned,
+)
 from buffer.store import AdapterStore, StoreUnavailable, needed
 from buffer.teacher import DEFAULT, Templates
 from buffer.view import Feedback
@@ -67,6 +75,8 @@ class Service:
     planned already could be planned again."""
     _restock_at: float | None = 0.0
     """When to look what the adapter store lacks; None when it lacked nothing."""
+    _idle_since: Positions | None = None
+    """Up to where the log was read when last nothing waited."""
 
     def run(self) -> None:
         """Work until `stopping` is set."""
@@ -93,6 +103,10 @@ class Service:
         if paused is not None:
             self.reporter.say("paused", _paused_by(paused.by, paused.why))
             return
+        read = {stream: at for stream, at in view.positions().items() if stream != "exchanges"}
+        if read == self._idle_since:
+            self.quiet(())
+            return
         rounds = view.rounds()
         unfinished = next((r.planned for r in rounds if r.ended is None), None)
         if unfinished is not None:
@@ -107,6 +121,7 @@ class Service:
             config=self.config,
         )
         if isinstance(plan, Waiting):
+            self._idle_since = read if plan.idle else None
             ended = [r.ended for r in since_base(rounds) if r.ended is not None and r.ended.evaluation]
             crowded = full([Evaluation.model_validate(e.evaluation) for e in ended])
             self.reporter.say("waiting", f"{plan.why}; {crowded}" if crowded else plan.why)

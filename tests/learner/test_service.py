@@ -24,7 +24,7 @@ from buffer.records import (
     RoundRequested,
 )
 from buffer.store import AdapterStore, StoreUnavailable
-from buffer.view import View
+from buffer.view import Feedback, View
 from learner.config import GateConfig, LearnerConfig
 from learner.measure import Reference
 from learner.model import Model
@@ -296,6 +296,34 @@ def test_a_lesson_that_goes_during_the_round_stops_its_release(
     assert list(tmp_path.iterdir()) == []
     assert status(buffer, "f1") == gone
     assert status(buffer, "f2") == "accepted"
+
+
+def test_all_feedback_is_not_read_again_while_nothing_waits(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice a second, with ten thousand lessons, that was most of a core."""
+    read: list[int] = []
+    every = buffer.view.all_feedback
+
+    def counted() -> list[Feedback]:
+        read.append(1)
+        return every()
+
+    monkeypatch.setattr(buffer.view, "all_feedback", counted)
+    learner = service(buffer, tiny, reference, tmp_path)
+    learner.turn()
+    report(buffer)
+    read.clear()
+    learner.turn()
+    assert len(read) == 1
+    for _ in range(3):
+        learner.turn()
+    assert len(read) == 1
+    teach(buffer, 1)
+    for _ in range(3):
+        learner.turn()
+    assert len(read) >= 3, "one piece waits, and time decides"
+    assert "1 of 2" in report(buffer)
 
 
 def test_what_the_chat_template_refuses_is_skipped_and_stops_nothing(
