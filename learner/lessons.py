@@ -19,6 +19,9 @@ from learner.lookalike import subject_of
 Render = Callable[[Sequence[dict[str, Any]], Mapping[str, Any]], list[int]]
 """Messages, and what else the chat template reads, to the prompt's token ids."""
 
+Turn = Callable[[str, Mapping[str, Any]], list[int]]
+"""An answer, and what else the chat template reads, to the token ids of the turn that says it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -155,6 +158,7 @@ def triage(
     feedback: Feedback,
     exchange: Exchange | None,
     render: Render,
+    turn: Turn,
     limits: Limits,
     templates: Templates = DEFAULT,
 ) -> Decision | None:
@@ -193,6 +197,8 @@ def triage(
         return skip("template_mismatch", "the chat template no longer renders the prompt that was served")
     if len(render(teacher, lesson.template_kwargs)) > limits.prompt:
         return skip("prompt_too_long", f"the teacher's prompt is over {limits.prompt} tokens")
+    if lesson.answer is not None and len(turn(lesson.answer, lesson.template_kwargs)) > limits.completion:
+        return skip("answer_too_long", f"the right answer is over {limits.completion} tokens")
     return Decision(feedback_id=given.feedback_id, status="accepted")
 
 

@@ -142,7 +142,8 @@ class Service:
         about = feedback.given.completion_id if feedback.given is not None else None
         exchange = self.buffer.view.exchange(about) if about is not None else None
         try:
-            return triage(feedback, exchange, self.model.render, limits, self.templates)
+            model = self.model
+            return triage(feedback, exchange, model.render, model.answer, limits, self.templates)
         except Exception as error:
             # The named boundary for a piece of feedback: a chat template raises what it likes.
             logger.exception("feedback %s cannot be put to the model", feedback.feedback_id)

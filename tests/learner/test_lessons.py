@@ -69,7 +69,8 @@ def given(**fields: Any) -> FeedbackGiven:
 
 
 def judged(feedback: FeedbackGiven, about: Exchange | None) -> str | None:
-    decision = triage(Feedback("f", "me", 1.0, feedback, Fate("received")), about, render, LIMITS)
+    row = Feedback("f", "me", 1.0, feedback, Fate("received"))
+    decision = triage(row, about, render, lambda text, _: [ord(c) for c in text], LIMITS)
     return None if decision is None else decision.reason or decision.status
 
 
@@ -116,6 +117,7 @@ def test_feedback_waits_for_its_exchange() -> None:
         (given(kind="follow_up"), exchange(endpoint="completions"), "not_a_chat"),
         (given(), exchange(prompt=[1, 2, 3]), "template_mismatch"),
         (given(text="otter " * 200), exchange(), "prompt_too_long"),
+        (given(text="otter " * 10), exchange(), "answer_too_long"),
     ],
 )
 def test_every_skip_has_its_reason(feedback: FeedbackGiven, about: Exchange, reason: str) -> None:

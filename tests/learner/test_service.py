@@ -18,6 +18,7 @@ from buffer.records import (
     ExchangeErased,
     ExchangeOpened,
     FeedbackGiven,
+    FeedbackKind,
     FeedbackWithdrawn,
     LearningSwitched,
     Message,
@@ -88,8 +89,10 @@ def service(
     )
 
 
-def teach(buffer: Buffer, number: int, text: str = "It is an otter.") -> str:
-    """One exchange and a correction of it; its feedback id."""
+def teach(
+    buffer: Buffer, number: int, text: str = "It is an otter.", kind: FeedbackKind = "correction"
+) -> str:
+    """One exchange and feedback on it; its id."""
     opened = ExchangeOpened(
         completion_id=f"c{number}",
         principal="me",
@@ -101,7 +104,7 @@ def teach(buffer: Buffer, number: int, text: str = "It is an otter.") -> str:
     given = FeedbackGiven(
         feedback_id=f"f{number}",
         principal="me",
-        kind="correction",
+        kind=kind,
         completion_id=opened.completion_id,
         text=text,
         check=Check(contains="otter"),
@@ -209,12 +212,16 @@ def test_what_turns_out_not_to_be_teachable_is_skipped_and_not_judged(
     buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
 ) -> None:
     learner = service(buffer, tiny, reference, tmp_path)
-    short, long = teach(buffer, 1), teach(buffer, 2, "otter " * 300)
+    too_long = teach(buffer, 3, "otter " * 300)
+    short, long = teach(buffer, 1), teach(buffer, 2, "Speak of otters.", kind="instruction")
     learner.turn()
+    found = buffer.view.feedback(too_long)
+    assert found is not None
+    assert (found.fate.status, found.fate.reason, found.fate.round) == ("skipped", "answer_too_long", None)
     assert status(buffer, short) == "trained"
     found = buffer.view.feedback(long)
     assert found is not None
-    assert (found.fate.status, found.fate.reason) == ("skipped", "answer_too_long")
+    assert (found.fate.status, found.fate.reason) == ("skipped", "teacher_too_long")
     (done,) = buffer.view.rounds()
     assert done.ended is not None
     assert [result["feedback_id"] for result in done.ended.evaluation["lessons"]] == [short]
