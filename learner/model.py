@@ -196,6 +196,8 @@ class Model:
     def check(self) -> None:
         """Raises `ValueError` where the model computes otherwise than we do: its logits are more than head
         times states (scaled, or capped), or what one row computes shows in another that is packed with it."""
+        base = self.peft.get_base_model()
+        attention = base.config._attn_implementation
         rows = [[5, 9, 11, 50, 60, 70, 80], [5, 9, 11, 90, 100, 110]]
         together = self.states(rows, [[0]] * 2)
         for row, packed_1D in zip(rows, together, strict=True):
@@ -205,6 +207,7 @@ class Model:
                 raise ValueError("its logits are not its head times its last states")
             if _gap(packed_1D[0], alone_1D[0]) > 0.1:
                 raise ValueError("its layers mix rows that are computed together")
+        base.set_attn_implementation(attention)  # as it was loaded
 
     @property
     def window(self) -> int | None:

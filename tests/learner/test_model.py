@@ -203,8 +203,7 @@ def test_sampling_is_a_function_of_its_seed(tiny: Model) -> None:
 
 
 def test_a_new_adapter_and_a_switched_off_one_are_the_base(tiny: Model, tiny_dir: Path) -> None:
-    attention = tiny.peft.get_base_model().config._attn_implementation
-    base = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=tiny.dtype, attn_implementation=attention)
+    base = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=tiny.dtype)
     with torch.no_grad():
         logits = base(input_ids=torch.tensor([PROMPTS[0]])).logits
         tiny.reset_adapter(1, {})
