@@ -247,7 +247,7 @@ class Model:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def ended(self, ids: Sequence[int]) -> bool:
-        """Whether an answer came to its end, or was cut."""
+        """Whether an answer came to its end; else it was cut."""
         return bool(ids) and ids[-1] in self.stops
 
     def decode(self, ids: Sequence[int]) -> str:
