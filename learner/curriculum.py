@@ -47,7 +47,7 @@ class Curriculum:
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.config.max_prompt_tokens, self.config.max_completion_tokens)
+        return Limits.of(self.config)
 
     def teachable(self, lessons: Sequence[Lesson]) -> tuple[list[Lesson], list[Decision]]:
         """Those that have a target, and a decision against each of the others.
@@ -214,9 +214,10 @@ class Curriculum:
             wording = rng.choice([question, *rephrased(question, frames, answer)])
             put = with_last_turn(lesson.messages, wording)
             prompt = tuple(self.model.render(put, lesson.template_kwargs))
-            turn = self.model.answer(answer, lesson.template_kwargs)
-            if told is None:  # the teacher's, which opens as it does
+            if told is None:  # the teacher's turn, which opens as it does
                 turn = [*self.model.encode(answer), self.model.eos]
+            else:
+                turn = self.model.answer(answer, lesson.template_kwargs)
             row = Row("lookalike", prompt, prompt, tuple(turn))
             rows += [row] if (fits := row.fits(self.limits)) else []
             self.left_out["over_limit"] += not fits

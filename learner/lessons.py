@@ -8,12 +8,13 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from buffer.exchanges import Exchange
 from buffer.records import Decision, ExchangeClosed, FeedbackGiven
 from buffer.teacher import DEFAULT, TEACHER_ANSWERS, Templates, last_user_turn, teacher_messages, told
 from buffer.view import Feedback
+from learner.config import LearnerConfig
 from learner.lookalike import subject_of
 
 Render = Callable[[Sequence[dict[str, Any]], Mapping[str, Any]], list[int]]
@@ -29,6 +30,11 @@ class Limits:
 
     prompt: int
     completion: int
+
+    @classmethod
+    def of(cls, config: LearnerConfig) -> Self:
+        """Those that are configured."""
+        return cls(config.max_prompt_tokens, config.max_completion_tokens)
 
 
 @dataclass(frozen=True, slots=True)

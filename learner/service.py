@@ -138,11 +138,10 @@ class Service:
             self._write(FeedbackTriaged(decisions=decisions[first : first + BATCH]))
 
     def _judge(self, feedback: Feedback) -> Decision | None:
-        limits = Limits(self.config.max_prompt_tokens, self.config.max_completion_tokens)
         about = feedback.given.completion_id if feedback.given is not None else None
         exchange = self.buffer.view.exchange(about) if about is not None else None
+        model, limits = self.model, Limits.of(self.config)
         try:
-            model = self.model
             return triage(feedback, exchange, model.render, model.answer, limits, self.templates)
         except Exception as error:
             # The named boundary for a piece of feedback: a chat template raises what it likes.
