@@ -1,6 +1,7 @@
 """The topics behind the streams: how many partitions, what is kept, and whether the broker's agree."""
 
 import logging
+import time
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
@@ -8,6 +9,7 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import (
     KafkaConfigurationError,
     KafkaError,
+    NotControllerError,
     SaslAuthenticationFailedError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
@@ -176,18 +178,33 @@ def _create(admin: Any, config: KafkaConfig, stream: Stream) -> None:
         admin.create_topics([topic])
     except TopicAlreadyExistsError:
         return  # another relay was faster
+    except RuntimeError as error:  # kafka-python's word for a cluster that elects its controller just now
+        raise NotControllerError(str(error)) from error
     admin.wait_for_topics([topic.name])
     logger.info("created topic %s with %d partitions", topic.name, topic.num_partitions)
 
 
 def _check(admin: Any, config: KafkaConfig, stream: Stream) -> None:
-    (description,) = admin.describe_topics([topic_of(config, stream)])
-    if not (partitions := description["partitions"]):  # of a topic so new that not every broker knows it
-        raise UnknownTopicOrPartitionError(topic_of(config, stream))
+    partitions, settings = _describe(admin, topic_of(config, stream))
     _check_layout(config, stream, len(partitions), min(len(each["replica_nodes"]) for each in partitions))
-    resource = ConfigResource(ConfigResourceType.TOPIC, topic_of(config, stream))
-    found = admin.describe_configs([resource], config_filter="all")["topic"][topic_of(config, stream)]
-    _check_settings(config, stream, {name: entry["value"] for name, entry in found.items()})
+    _check_settings(config, stream, {name: entry["value"] for name, entry in settings.items()})
+
+
+def _describe(admin: Any, topic: str, timeout_s: float = 10.0) -> tuple[list[Any], dict[str, Any]]:
+    """Its partitions and its settings, each from whichever broker answers.
+
+    A broker that does not know a new topic yet answers with neither, and kafka-python tells no error; it is
+    waited for. Raises `UnknownTopicOrPartitionError`.
+    """
+    resource, until = ConfigResource(ConfigResourceType.TOPIC, topic), time.monotonic() + timeout_s
+    while True:
+        (description,) = admin.describe_topics([topic])
+        settings = admin.describe_configs([resource], config_filter="all")["topic"][topic]
+        if description["partitions"] and settings:
+            return description["partitions"], settings
+        if time.monotonic() > until:
+            raise UnknownTopicOrPartitionError(f"{topic}, or this user may not describe its settings")
+        time.sleep(0.1)
 
 
 def _check_layout(config: KafkaConfig, stream: Stream, partitions: int, replicas: int) -> None:

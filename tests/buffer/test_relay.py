@@ -13,10 +13,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from buffer.binding import partition_of
 from buffer.config import BufferConfig, KafkaConfig
@@ -520,6 +523,28 @@ def test_topics_that_contradict_the_settings_stop_the_relay(
     with pytest.raises(LogMisconfigured) as caught:
         ensure_topics(settings.kafka, name="test")
     assert hint.format(topic=topic_of(settings.kafka, "exchanges")) in caught.value.hint
+
+
+@kafka
+@pytest.mark.parametrize("call", ["describe_topics", "describe_configs"])
+def test_a_broker_that_does_not_know_a_new_topic_yet_is_asked_again(
+    settings: BufferConfig, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, real = itertools.count(), getattr(KafkaAdminClient, call)
+    topic = topic_of(settings.kafka, "exchanges")
+
+    def answer(admin: KafkaAdminClient, *arguments: Any, **options: Any) -> Any:
+        if next(asked):
+            return real(admin, *arguments, **options)
+        if call == "describe_topics":
+            return real(admin, ["strange"])
+        (found,) = real(admin, [ConfigResource(ConfigResourceType.TOPIC, "strange")])["topic"].values()
+        return {"topic": {topic: found}}
+
+    create_topic(settings.kafka, settings.kafka.partitions, {})
+    monkeypatch.setattr(KafkaAdminClient, call, answer)
+    ensure_topics(settings.kafka, name="test")
+    assert next(asked) > len(STREAMS)
 
 
 @kafka
