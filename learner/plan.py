@@ -26,10 +26,12 @@ MAX_FAILURES = 3
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """No round now, and why. `idle`: nothing waits, so that only a new record changes it."""
+    """No round now, and why. `idle`: nothing waits, so that only a new record changes it; `failed`: a person
+    must look first."""
 
     why: str
     idle: bool = False
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,9 @@ def plan_round(
     pending = [f for f in feedback if f.fate.status in wanted and not f.rehearsed]
     quiet_s = quiet(pending)
     if not requests:
-        why = _why_not_yet(pending, rounds, quiet_s, config)
-        if why is not None:
-            return Waiting(why, idle=not pending)
+        waiting = _not_yet(pending, rounds, quiet_s, config)
+        if waiting is not None:
+            return waiting
     coming = on_its_way(rounds, lineage)
     if coming is not None:
         return Waiting(f"policy {coming} has passed the gate and a server has still to take it up")
@@ -166,18 +168,19 @@ def failures_in_a_row(rounds: Sequence[Round]) -> int:
     return count
 
 
-def _why_not_yet(
+def _not_yet(
     pending: Sequence[Feedback], rounds: Sequence[Round], quiet_s: float, config: LearnerConfig
-) -> str | None:
+) -> Waiting | None:
     if not pending:
-        return "nothing to learn: no accepted feedback is waiting"
+        return Waiting("nothing to learn: no accepted feedback is waiting", idle=True)
     if failures_in_a_row(rounds) >= MAX_FAILURES:
-        return (
+        return Waiting(
             f"the last {MAX_FAILURES} rounds failed; see their reasons, then ask for one with"
-            " POST /v1/learning/rounds"
+            " POST /v1/learning/rounds",
+            failed=True,
         )
     if len(pending) < config.start_at and quiet_s < config.start_after_s:
-        return (
+        return Waiting(
             f"{len(pending)} of {config.start_at} pieces of feedback are there; a round starts with these"
             f" {config.start_after_s:.0f} s after the last one"
         )

@@ -124,7 +124,8 @@ class Service:
             self._idle_since = read if plan.idle else None
             ended = [r.ended for r in since_base(rounds) if r.ended is not None and r.ended.evaluation]
             crowded = full([Evaluation.model_validate(e.evaluation) for e in ended])
-            self.reporter.say("waiting", f"{plan.why}; {crowded}" if crowded else plan.why)
+            state: LearnerState = "failed" if plan.failed else "waiting"
+            self.reporter.say(state, f"{plan.why}; {crowded}" if crowded else plan.why)
             return
         self._run_round(self._write_plan(plan))
 

@@ -205,8 +205,8 @@ def _learner(facts: Facts) -> Iterator[Todo]:
         )  # fmt: skip
     elif learner.state == "failed":
         yield Todo(
-            "bad", "learner_failed", f"the learner failed: {learner.why}",
-            "look at its log, then start it again", learner.heard,
+            "bad", "learner_failed", f"the learner has given up: {learner.why}",
+            "look at its log and mend the cause first", learner.heard,
         )  # fmt: skip
     yield from _rounds(facts.rounds)
 

@@ -213,7 +213,11 @@ def why_idle(learning: dict[str, Any]) -> CommandError | None:
             f"learning was paused by {learning.get('paused_by')}",
             "resume it: POST /v1/learning/resume, with an admin's key",
         )
-    if learning["state"] in (None, "silent", "stopped", "failed"):
+    if learning["state"] == "failed":
+        return CommandError(
+            f"the learner has given up: {learning.get('why')}", "look at its log and mend the cause first"
+        )
+    if learning["state"] in (None, "silent", "stopped"):
         return CommandError(
             f"the learner is not running: {learning.get('why')}",
             "`apprentice up` starts it together with the server, `apprentice learn` alone",

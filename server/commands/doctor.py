@@ -184,11 +184,11 @@ def check_server(state: Path, key: str | None) -> "Finding":
         return Finding(
             name, "warning", f"{url} is ready; what its learner does is not told: {error}", error.hint
         )
-    if learner["state"] in (None, "silent", "stopped", "failed"):
-        verdict: Any = "wrong" if learner["state"] == "failed" else "warning"
-        return Finding(
-            name, verdict, f"{url} is ready, but its learner: {learner['why']}", "`apprentice learn`"
-        )
+    told = f"{url} is ready, but its learner: {learner['why']}"
+    if learner["state"] == "failed":
+        return Finding(name, "wrong", told, "look at its log and mend the cause first")
+    if learner["state"] in (None, "silent", "stopped"):
+        return Finding(name, "warning", told, "`apprentice learn`")
     return Finding(name, "ok", f"{url} is ready, its learner {learner['state']}")
 
 

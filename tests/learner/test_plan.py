@@ -202,6 +202,7 @@ def test_it_stops_after_failing_again_and_again_until_asked() -> None:
     waiting = plan(*some, rounds=failed)
     assert isinstance(waiting, Waiting)
     assert "failed" in waiting.why
+    assert waiting.failed
     asked = RoundRequested(request_id="r", by="op")
     assert isinstance(plan(*some, rounds=failed, requests=(asked,)), Plan)
 

@@ -1,5 +1,6 @@
 """Rounds from end to end on a tiny model: judged, published, refused, interrupted and resumed."""
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from buffer.records import (
     FeedbackWithdrawn,
     LearningSwitched,
     Message,
+    RoundEnded,
+    RoundPlanned,
     RoundRequested,
 )
 from buffer.store import AdapterStore, StoreUnavailable
@@ -29,6 +32,7 @@ from buffer.view import Feedback, View
 from learner.config import GateConfig, LearnerConfig
 from learner.measure import Reference
 from learner.model import Model
+from learner.plan import MAX_FAILURES
 from learner.reporter import Reporter
 from learner.round import Round
 from learner.service import Service, Stopped
@@ -364,6 +368,18 @@ def test_what_the_chat_template_refuses_is_skipped_and_stops_nothing(
         found = buffer.view.feedback(feedback_id)
         assert found is not None
         assert (found.fate.status, found.fate.reason) == ("skipped", "template_refuses")
+
+
+def test_a_learner_whose_rounds_fail_says_that_it_failed(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    for n in (1, 2):
+        teach(buffer, n)
+    for n in range(1, MAX_FAILURES + 1):
+        buffer.decide(RoundPlanned(round=n, parent=0, lessons=[], seed=1, base="b", config={})).result()
+        buffer.decide(RoundEnded(round=n, verdict="failed", reasons=["no memory"])).result()
+    service(buffer, tiny, reference, tmp_path).turn()
+    assert re.match(r"failed: the last 3 rounds failed; .* /v1/learning/rounds", report(buffer))
 
 
 @pytest.mark.train
