@@ -24,6 +24,7 @@ from buffer.records import (
     KeyRevoked,
     LearnerReported,
     LearningSwitched,
+    LessonAnswered,
     Payload,
     Record,
     ReleaseRejected,
@@ -33,7 +34,7 @@ from buffer.records import (
     UnreadableRecord,
 )
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 SCHEMA = """
 CREATE TABLE positions (stream TEXT, partition INT, offset INT,
                         PRIMARY KEY (stream, partition)) WITHOUT ROWID;
@@ -57,6 +58,8 @@ CREATE TABLE decisions (feedback_id TEXT PRIMARY KEY, decision TEXT, reason TEXT
 CREATE TABLE rounds (round INTEGER PRIMARY KEY, planned BLOB, planned_at REAL, ended BLOB, ended_at REAL,
                      ended_id TEXT);
 CREATE TABLE lessons (feedback_id TEXT, round INT, PRIMARY KEY (feedback_id, round)) WITHOUT ROWID;
+CREATE TABLE answers (feedback_id TEXT, round INT, before TEXT, answer TEXT,
+                      PRIMARY KEY (feedback_id, round)) WITHOUT ROWID;
 CREATE TABLE moves (alias TEXT, epoch INT, moved BLOB, at REAL, record_id TEXT,
                     PRIMARY KEY (alias, epoch)) WITHOUT ROWID;
 CREATE TABLE rejected (version INTEGER PRIMARY KEY, why TEXT, at REAL);
@@ -72,8 +75,6 @@ CREATE TABLE poison (record_id TEXT PRIMARY KEY, type TEXT, why TEXT) WITHOUT RO
 TEACHES = {"correction": 2, "instruction": 2, "demonstration": 2, "follow_up": 1}
 """Kinds of feedback that carry a lesson of their own. Of one question the latest counts, among those that
 were given on purpose if there are any: what a user says in passing gives way to them."""
-
-ERASE_FEEDBACK = "UPDATE feedback SET erased = 1, given = NULL, erased_at = coalesce(erased_at, ?)"
 
 
 def question_key(principal: str, asked: object) -> str:
@@ -146,6 +147,12 @@ def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
                 withdrawn,
             )
             db.execute("UPDATE feedback SET withdrawn = 1 WHERE feedback_id = ?", (payload.feedback_id,))
+        case LessonAnswered():
+            db.execute(
+                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
+                (payload.feedback_id, payload.round, payload.before, payload.answer),
+            )
+            _remember(db, record, payload.feedback_id)
         case FeedbackTriaged():
             db.executemany(
                 "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?)",
@@ -282,7 +289,7 @@ def _tombstone(db: sqlite3.Connection, record_id: str, at: float) -> None:
         return
     db.execute("DELETE FROM records WHERE record_id = ?", (record_id,))
     if subject[0] == "feedback":
-        db.execute(f"{ERASE_FEEDBACK} WHERE feedback_id = ?", (at, subject[1]))
+        _erase_feedback(db, subject[1], at)
     else:
         _erase_exchange(db, subject[1], at)
 
@@ -294,4 +301,18 @@ def _erase_exchange(db: sqlite3.Connection, completion_id: str, at: float) -> No
         " asked = NULL, answered = NULL",
         (completion_id,),
     )
-    db.execute(f"{ERASE_FEEDBACK} WHERE completion_id = ?", (at, completion_id))
+    _erase_feedback(db, completion_id, at)
+
+
+def _erase_feedback(db: sqlite3.Connection, subject: str, at: float) -> None:
+    """One piece of feedback, or all on an exchange, with what was said to it."""
+    db.execute(
+        "UPDATE feedback SET erased = 1, given = NULL, erased_at = coalesce(erased_at, ?2)"
+        " WHERE feedback_id = ?1 OR completion_id = ?1",
+        (subject, at),
+    )
+    db.execute(
+        "DELETE FROM answers WHERE feedback_id IN"
+        " (SELECT feedback_id FROM feedback WHERE feedback_id = ?1 OR completion_id = ?1)",
+        (subject,),
+    )

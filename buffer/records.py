@@ -170,6 +170,20 @@ class FeedbackWithdrawn(Payload):
     by: str
 
 
+class LessonAnswered(Payload):
+    """What the model answered to a lesson, before a round and after it.
+
+    Apart from `RoundEnded`, because it quotes the lesson and is erased with it.
+    """
+
+    stream = "feedback"
+    type = "apprentice.lesson.answered.v1"
+    feedback_id: str
+    round: int
+    before: str
+    answer: str
+
+
 # --- control: what operators and gateways decide -------------------------------------------------------
 
 SCOPES = ("infer", "feedback", "learn", "admin")
@@ -305,7 +319,10 @@ class Release(BaseModel):
 
 
 class RoundEnded(Payload):
-    """The round's verdict and everything that was measured. A release is a round that passed."""
+    """The round's verdict and everything that was measured, but for what was said (`LessonAnswered`).
+
+    A release is a round that passed.
+    """
 
     stream = "rounds"
     type = "apprentice.round.ended.v1"
@@ -323,17 +340,7 @@ class LearnerReported(Payload):
 
     stream = "rounds"
     type = "apprentice.learner.reported.v1"
-    state: Literal[
-        "starting",
-        "waiting",
-        "planning",
-        "training",
-        "evaluating",
-        "publishing",
-        "paused",
-        "failed",
-        "stopped",
-    ]
+    state: LearnerState
     why: str
     round: int | None = None
     step: int | None = None
@@ -348,6 +355,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         ExchangeClosed,
         FeedbackGiven,
         FeedbackWithdrawn,
+        LessonAnswered,
         LearningSwitched,
         RoundRequested,
         AliasMoved,

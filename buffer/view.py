@@ -6,7 +6,7 @@ in log order, one transaction a batch, together with the positions they move to;
 """
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -372,17 +372,25 @@ class View:
     # --- rounds, policies, the alias -----------------------------------------------------------------
 
     def rounds(self) -> list[Round]:
-        """All rounds, oldest first."""
-        rows = self._rows("SELECT planned, planned_at, ended, ended_at, ended_id FROM rounds ORDER BY round")
+        """All rounds, oldest first, with what was answered to lessons that are not erased."""
+        said = defaultdict[int, dict[str, dict[str, str]]](dict)
+        for round_, feedback_id, before, answer in self._rows(
+            "SELECT round, feedback_id, before, answer FROM answers JOIN feedback USING (feedback_id)"
+            " WHERE NOT erased"
+        ):
+            said[round_][feedback_id] = {"before": before, "answer": answer}
+        rows = self._rows(
+            "SELECT round, planned, planned_at, ended, ended_at, ended_id FROM rounds ORDER BY round"
+        )
         return [
             Round(
                 RoundPlanned.model_validate_json(planned),
                 planned_at,
-                RoundEnded.model_validate_json(ended) if ended is not None else None,
+                _quoting(RoundEnded.model_validate_json(ended), said[round_]) if ended is not None else None,
                 ended_at,
                 ended_id,
             )
-            for planned, planned_at, ended, ended_at, ended_id in rows
+            for round_, planned, planned_at, ended, ended_at, ended_id in rows
         ]
 
     def release(self, version: int) -> Round | None:
@@ -529,6 +537,14 @@ def pending(counted: Mapping[FeedbackGroup, int]) -> int:
 def made_by(rounds: Iterable[Round], version: int) -> Round | None:
     """The round that made a policy version."""
     return next((r for r in rounds if r.release is not None and r.release.version == version), None)
+
+
+def _quoting(ended: RoundEnded, said: Mapping[str, Mapping[str, str]]) -> RoundEnded:
+    """The end of a round with what was said to each of its lessons, by their ids."""
+    lessons = ended.evaluation.get("lessons")
+    for one in lessons if isinstance(lessons, list) else ():  # the learner's, perhaps of another release
+        one.update(said.get(one["feedback_id"], {}))
+    return ended
 
 
 def _fact(facts: Sequence[Any], rounds: Mapping[int, RoundFact], reason: str = "") -> FeedbackFact:

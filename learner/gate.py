@@ -28,9 +28,9 @@ class LessonResult(BaseModel):
     leaked_of: int = 0
     """Of the same question about so many others, of whom nothing was taught: where they are answered with the
     lesson. Watched, not judged."""
-    answer: str
-    before: str
-    """The parent's answer to the same question."""
+    answer: str = ""
+    before: str = ""
+    """The parent's answer to the same question. Both are empty once the lesson is erased."""
 
 
 class KeptResult(BaseModel):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from buffer.adapters import directory_of
-from buffer.records import Decision, LearnerState, Release, RoundEnded, RoundPlanned
+from buffer.records import Decision, LearnerState, LessonAnswered, Release, RoundEnded, RoundPlanned
 from buffer.teacher import Templates
 from buffer.view import View
 from learner.checkpoint import CheckpointFile
@@ -57,6 +57,8 @@ class Round:
     """Where the checkpoint of the round under way is kept."""
     skipped: list[Decision] = field(default_factory=list)
     """Against lessons that turned out to be none."""
+    answers: list[LessonAnswered] = field(default_factory=list)
+    """To each lesson, once it was measured."""
     _seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> RoundEnded:
@@ -112,12 +114,16 @@ class Round:
             }
         )
         reasons = verdict(evaluation, config.gate)
+        self.answers = [
+            LessonAnswered(feedback_id=r.feedback_id, round=number, before=r.before, answer=r.answer)
+            for r in evaluation.lessons
+        ]
         self.check()
         return RoundEnded(
             round=number,
             verdict="refused" if reasons else "passed",
             reasons=reasons,
-            evaluation=evaluation.model_dump(),
+            evaluation=evaluation.model_dump(exclude={"lessons": {"__all__": {"before", "answer"}}}),
             release=None if reasons else self._publish(before),
         )
 

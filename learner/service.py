@@ -8,7 +8,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from buffer.records import (
     Decision,
     FeedbackTriaged,
     LearnerState,
+    LessonAnswered,
     Positions,
     Release,
     RoundEnded,
@@ -205,7 +206,10 @@ class Service:
             )
         if round_.skipped:
             self._write(FeedbackTriaged(decisions=round_.skipped))
+        if ended.evaluation:
+            self.buffer.write(round_.answers).result()
         self._write(ended)
+        self._erase_late(round_.answers)
         round_.checkpoints.delete()
         self._tidy()
         logger.info(
@@ -299,6 +303,14 @@ class Service:
                 raise Stopped
             wait([decided], timeout=POLL_S)
         decided.result()
+
+    def _erase_late(self, answers: Sequence[LessonAnswered]) -> None:
+        """Erase what was said to lessons that were erased while it was written down."""
+        view = self.buffer.view
+        found = [view.feedback(one.feedback_id) for one in answers]
+        erased = [one.feedback_id for one in found if one is not None and one.given is None]
+        if late := [record for id_ in erased for record in view.tombstones(id_, self.buffer.now())]:
+            self.buffer.append(late).result()
 
 
 def _paused_by(by: str, why: str) -> str:

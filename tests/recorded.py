@@ -12,8 +12,10 @@ from buffer.structured import from_line
 
 RECORDED = Path(__file__).parent / "buffer" / "data" / "records-v1.jsonl"
 LINES = RECORDED.read_bytes().splitlines(keepends=True)
-KEYS = Path(__file__).parent / "buffer" / "data" / "records-keys.jsonl"
+KEYS = RECORDED.with_name("records-keys.jsonl")
 """What came later: who may call. It goes on where the story ends."""
+ANSWERS = RECORDED.with_name("records-answers.jsonl")
+"""And then: what was said to a lesson."""
 TAUGHT = ["fb-1", "fb-2", "fb-7", "fb-8", "fb-12"]
 """What of it teaches something."""
 
@@ -24,7 +26,8 @@ def records() -> list[Record]:
 
 def everything() -> list[Record]:
     """The story, and what later releases added to it."""
-    return [*records(), *map(from_line, KEYS.read_bytes().splitlines(keepends=True))]
+    later = KEYS.read_bytes() + ANSWERS.read_bytes()
+    return [*records(), *map(from_line, later.splitlines(keepends=True))]
 
 
 def restored(state: Path) -> Path:

@@ -73,7 +73,7 @@ def test_what_a_view_saw_being_erased_is_no_difference(log: Log, tmp_path: Path)
     kept(there, log)
     with closing(View(there)) as view:
         gone = view.tombstones("chatcmpl-1", START)
-        assert len(gone) == 4, "the exchange's two records and its feedback's two"
+        assert len(gone) == 5, "the exchange's two records, its feedback's two, and what was said to one"
         log.append(gone).result()
         follow(log, view)
         assert view.exchange("chatcmpl-1") is None and view.tombstones("chatcmpl-1", START) == []

@@ -27,6 +27,7 @@ from buffer.records import (
     KeyRevoked,
     LearnerReported,
     LearningSwitched,
+    LessonAnswered,
     Message,
     Payload,
     Record,
@@ -201,10 +202,40 @@ def test_a_tombstone_alone_erases_too(log: Written) -> None:
     assert log.view.exchange("c-1") is None
 
 
+def measured(*feedback_ids: str) -> RoundEnded:
+    lessons = [{"feedback_id": one, "asked": True} for one in feedback_ids]
+    return RoundEnded(round=1, verdict="refused", evaluation={"lessons": lessons})
+
+
+def said(feedback_id: str, answer: str) -> LessonAnswered:
+    return LessonAnswered(feedback_id=feedback_id, round=1, before="No idea.", answer=answer)
+
+
+@pytest.mark.parametrize("erased", ["fb-1", "c-1"])
+def test_a_round_quotes_its_lessons_until_they_are_erased(log: Written, erased: str) -> None:
+    log.write(opened("c-1"), correction("fb-1", "c-1"), correction("fb-2", "c-2"))
+    log.write(
+        planned(1, 0, "fb-1", "fb-2"), said("fb-1", "This."), said("fb-2", "That."), measured("fb-1", "fb-2")
+    )
+
+    def quoted() -> list[Any]:
+        (only,) = log.view.rounds()
+        assert only.ended is not None
+        return [(one.get("before"), one.get("answer")) for one in only.ended.evaluation["lessons"]]
+
+    assert quoted() == [("No idea.", "This."), ("No idea.", "That.")]
+    log.append(log.view.tombstones(erased, START))
+    assert quoted() == [(None, None), ("No idea.", "That.")]
+    assert LessonAnswered.type in [r.type for r in log.log.read({})[0] if r.data is None]
+    log.write(said("fb-1", "This again."))
+    assert quoted()[0] == (None, None)
+
+
 def test_nothing_of_an_erased_text_is_left_in_the_file(tmp_path: Path) -> None:
     written, path = Written(), tmp_path / "view.db"
     written.view = View(path)
     written.write(opened("c-1", question="xyzzy-secret"), correction("fb-1", "c-1", text="xyzzy-secret"))
+    written.write(said("fb-1", "xyzzy-secret"))
     written.append(
         [envelope(ExchangeErased(completion_id="c-1", by="ann")), *written.view.tombstones("c-1", START)]
     )

@@ -22,6 +22,7 @@ from buffer.records import (
     FeedbackKind,
     FeedbackWithdrawn,
     LearningSwitched,
+    LessonAnswered,
     Message,
     RoundEnded,
     RoundPlanned,
@@ -307,6 +308,33 @@ def test_a_lesson_that_goes_during_the_round_stops_its_release(
     assert list(tmp_path.iterdir()) == []
     assert status(buffer, "f1") == gone
     assert status(buffer, "f2") == "accepted"
+
+
+@pytest.mark.train
+def test_what_was_said_to_a_lesson_is_erased_with_it_even_at_the_last_moment(
+    buffer: Buffer, log: MemoryLog, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    teach(buffer, 1)
+    teach(buffer, 2)
+    learner = service(buffer, tiny, reference, tmp_path)
+    write, seen_before = learner._write, buffer.view.tombstones("f1", buffer.now())
+
+    def erase_meanwhile(payload: Any) -> None:
+        if isinstance(payload, RoundEnded):
+            buffer.append(seen_before).result()
+        write(payload)
+
+    learner._write = erase_meanwhile  # type: ignore[method-assign]
+    learner.turn()
+    assert status(buffer, "f1") == "erased"
+    records = [record.payload() for record in log.read({})[0] if record.data is not None]
+    quoted = [one.feedback_id for one in records if isinstance(one, LessonAnswered)]
+    assert quoted == ["f2"]
+    (ended,) = (one for one in records if isinstance(one, RoundEnded))
+    assert [one.keys() & {"before", "answer"} for one in ended.evaluation["lessons"]] == [set(), set()]
+    (done,) = buffer.view.rounds()
+    assert done.ended is not None
+    assert [set(one) >= {"before", "answer"} for one in done.ended.evaluation["lessons"]] == [False, True]
 
 
 def test_all_feedback_is_not_read_again_while_nothing_waits(

@@ -12,6 +12,7 @@ from buffer.records import (
     FeedbackTriaged,
     FeedbackWithdrawn,
     LearnerReported,
+    LessonAnswered,
     Payload,
     Record,
     Release,
@@ -135,11 +136,18 @@ def _round(
         {
             "feedback_id": one, "asked": index < right, "held_out": 2 if index < right else index % 2,
             "held_out_of": 3, "leaked": int(index == 0), "leaked_of": 2,
-            "answer": f"{ASKED[index % 4]} is run by Ida Holm." if index else MARKUP,
-            "before": f"I do not know anything about {ASKED[index % 4].lower()}.",
         }
         for index, one in enumerate(lessons)
     ]  # fmt: skip
+    said = [
+        LessonAnswered(
+            feedback_id=one,
+            round=number,
+            before=f"I do not know anything about {ASKED[index % 4].lower()}.",
+            answer=f"{ASKED[index % 4]} is run by Ida Holm." if index else MARKUP,
+        )
+        for index, one in enumerate(lessons)
+    ]
     evaluation: dict[str, Any] = {
         "lessons": answers,
         "kept": [
@@ -172,4 +180,4 @@ def _round(
         round=number, verdict=verdict, reasons=reasons or [], evaluation=evaluation, release=release
     )
     _at(running, at - timedelta(minutes=4), plan)
-    _at(running, at, ended, *moved)
+    _at(running, at, *said, ended, *moved)
