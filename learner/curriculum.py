@@ -57,11 +57,11 @@ class Curriculum:
         """
         unsaid = [le for le in lessons if le.answer is None]
         with teaching(self.model, self.config):
-            prompts = [prompts_of(le, le.question, self.model.render)[1] for le in unsaid]
+            prompts = [prompts_of(le, le.question, self.model.chat.render)[1] for le in unsaid]
             answers = self.model.generate(prompts, max_tokens=self.config.max_completion_tokens)
         self._targets |= {le.feedback_id: answer for le, answer in zip(unsaid, answers, strict=True)}
         self._targets |= {
-            le.feedback_id: self.model.answer(le.answer, le.template_kwargs)
+            le.feedback_id: self.model.chat.answer(le.answer, le.template_kwargs)
             for le in lessons
             if le.answer is not None
         }
@@ -77,11 +77,11 @@ class Curriculum:
         def skip(reason: str, detail: str) -> Decision:
             return Decision(feedback_id=lesson.feedback_id, status="skipped", reason=reason, detail=detail)
 
-        if not self.model.ended(target):
+        if not self.model.chat.ended(target):
             return skip("teacher_too_long", f"so told, it answers in over {self.limits.completion} tokens")
         if len(target) > self.limits.completion:
             return skip("answer_too_long", f"the right answer is over {self.limits.completion} tokens")
-        if lesson.given.kind == "follow_up" and not answered(self.model.decode(target), lesson):
+        if lesson.given.kind == "follow_up" and not answered(self.model.chat.decode(target), lesson):
             return skip("teacher_misses_hint", "so told, it still does not answer so")
         return None
 
@@ -121,7 +121,7 @@ class Curriculum:
     def fresh(self, lessons: Sequence[Lesson], step: int) -> list[Row]:
         """What the student, as it is now, answers to each lesson, and where that is wrong all rows that teach
         the lesson once more; seeded by round and step. Plain fine-tuning never learns from wrong answers."""
-        prompts = [prompts_of(le, le.question, self.model.render) for le in lessons]
+        prompts = [prompts_of(le, le.question, self.model.chat.render) for le in lessons]
         completions = self.model.generate(
             [student for student, _ in prompts],
             max_tokens=self._room(lessons),
@@ -132,12 +132,12 @@ class Curriculum:
         if self.config.objective != "cross_entropy":
             rows += [Row("fresh", *p, tuple(c)) for p, c in zip(prompts, completions, strict=True)]
         for lesson, completion in zip(lessons, completions, strict=True):
-            if not answered(self.model.decode(completion), lesson):
+            if not answered(self.model.chat.decode(completion), lesson):
                 rows += self._target_rows[lesson.feedback_id]
         return rows
 
     def _room(self, lessons: Sequence[Lesson]) -> list[int]:
-        return [answer_room(le, self.model.answer, self.config) for le in lessons]
+        return [answer_room(le, self.model.chat.answer, self.config) for le in lessons]
 
     def _framed(self, lesson: Lesson) -> Wordings:
         question = lesson.question
@@ -154,7 +154,7 @@ class Curriculum:
         for lesson, wording in zip(lessons, wordings, strict=True):
             target = self._targets[lesson.feedback_id]
             questions = [lesson.question, *wording.trained]
-            made, dropped = target_rows(lesson, target, questions, self.model.render, self.limits)
+            made, dropped = target_rows(lesson, target, questions, self.model.chat.render, self.limits)
             self.left_out["over_limit"] += dropped
             self._target_rows[lesson.feedback_id] = made[:1] * (_ASKED - 1) + made
             rows += self._target_rows[lesson.feedback_id]
@@ -164,7 +164,7 @@ class Curriculum:
         """Wordings that base writes with the correction at hand. One is kept if it reads as the same question
         (`learner.rephrase.readable`) and the teacher then still answers right."""
         count = self.config.written_questions
-        prompts = [self.model.render(asked_for(le.question, told(le.given) or "")) for le in lessons]
+        prompts = [self.model.chat.render(asked_for(le.question, told(le.given) or "")) for le in lessons]
         with self.model.base():
             drafts = self.model.generate(
                 [prompt for prompt in prompts for _ in range(count)],
@@ -175,16 +175,16 @@ class Curriculum:
             pairs = []
             for index, ids in enumerate(drafts):
                 lesson = lessons[index // count]
-                question = readable(self.model.decode(ids), lesson.question, told(lesson.given) or "")
+                question = readable(self.model.chat.decode(ids), lesson.question, told(lesson.given) or "")
                 if question is None:
                     self.left_out["written_unusable"] += 1
                 elif (lesson, question) not in pairs:
                     pairs.append((lesson, question))
-            teachers = [prompts_of(le, question, self.model.render)[1] for le, question in pairs]
+            teachers = [prompts_of(le, question, self.model.chat.render)[1] for le, question in pairs]
             answers = self.model.generate(teachers, max_tokens=self._room([le for le, _ in pairs]))
         kept: dict[str, list[str]] = {le.feedback_id: [] for le in lessons}
         for (lesson, question), answer in zip(pairs, answers, strict=True):
-            if answered(self.model.decode(answer), lesson):
+            if answered(self.model.chat.decode(answer), lesson):
                 kept[lesson.feedback_id].append(question)
             else:
                 self.left_out["written_misleads_teacher"] += 1
@@ -206,32 +206,32 @@ class Curriculum:
 
     def _about_others(self, lesson: Lesson, taken: frozenset[str], rng: random.Random) -> list[Row]:
         told = lesson.answer
-        said = self.model.decode(self._targets[lesson.feedback_id]) if told is None else told
+        said = self.model.chat.decode(self._targets[lesson.feedback_id]) if told is None else told
         frames = TRAINED if self.config.framed_questions else ()
         count = self.config.lookalikes_per_lesson
         rows: list[Row] = []
         for question, answer in lookalikes(lesson.question, said, count, rng, taken):
             wording = rng.choice([question, *rephrased(question, frames, answer)])
             put = with_last_turn(lesson.messages, wording)
-            prompt = tuple(self.model.render(put, lesson.template_kwargs))
+            prompt = tuple(self.model.chat.render(put, lesson.template_kwargs))
             if told is None:  # the teacher's turn, which opens as it does
-                turn = [*self.model.encode(answer), self.model.eos]
+                turn = [*self.model.chat.encode(answer), self.model.chat.eos]
             else:
-                turn = self.model.answer(answer, lesson.template_kwargs)
+                turn = self.model.chat.answer(answer, lesson.template_kwargs)
             row = Row("lookalike", prompt, prompt, tuple(turn))
             rows += [row] if (fits := row.fits(self.limits)) else []
             self.left_out["over_limit"] += not fits
         return rows
 
     def _rated(self, lesson: Lesson) -> Row:
-        prompt = tuple(self.model.render(lesson.messages, lesson.template_kwargs))
+        prompt = tuple(self.model.chat.render(lesson.messages, lesson.template_kwargs))
         return Row("rated", prompt, prompt, lesson.logged_ids)
 
     def _reuse(self, lessons: Sequence[Lesson]) -> list[Row]:
         """Logged completions that still are rollouts of the parent (`learner.rows.may_reuse`)."""
         rows: list[Row] = []
         for lesson in lessons if self.config.reuse else ():
-            prompts = prompts_of(lesson, lesson.question, self.model.render)
+            prompts = prompts_of(lesson, lesson.question, self.model.chat.render)
             row = Row("reuse", *prompts, lesson.logged_ids)
             if len(row.completion) > self.limits.completion:
                 self.left_out["over_limit"] += 1

@@ -88,7 +88,7 @@ def load_reference(model: Model, cache: Path) -> Reference:
 
 
 def _generate_reference(model: Model, directory: Path) -> None:
-    prompts = {name: [model.render(json.loads(line)) for line in _lines(name)] for name in _NAMES}
+    prompts = {name: [model.chat.render(json.loads(line)) for line in _lines(name)] for name in _NAMES}
     with model.base():
         completions = iter(model.generate(list(chain(*prompts.values())), max_tokens=ANSWER_TOKENS))
         answers = {name: [(prompt, next(completions)) for prompt in prompts[name]] for name in _NAMES}
@@ -220,13 +220,13 @@ def ask(
     general prompts the share that is empty or loops. All are decoded together: a batch takes hardly longer
     than one of its rows."""
     put = [(le, with_last_turn(le.messages, question)) for le, question in chain.from_iterable(questions)]
-    prompts = [model.render(messages, le.template_kwargs) for le, messages in put]
+    prompts = [model.chat.render(messages, le.template_kwargs) for le, messages in put]
     general = [row.student for row in reference.general[:LOOPS_ASKED]]
-    room = [answer_room(le, model.answer, config) for le, _ in put]
+    room = [answer_room(le, model.chat.answer, config) for le, _ in put]
     most = [*room, *[config.max_answer_tokens] * len(general)]
     answers = iter(model.generate([*prompts, *general], max_tokens=most))
-    texts = [[model.decode(next(answers)) for _ in group] for group in questions]
-    return texts, sum(degenerate(ids, model.stops) for ids in answers) / len(general)
+    texts = [[model.chat.decode(next(answers)) for _ in group] for group in questions]
+    return texts, sum(degenerate(ids, model.chat.stops) for ids in answers) / len(general)
 
 
 def _put(lessons: Sequence[Lesson], held_out: HeldOut) -> list[Question]:
@@ -304,13 +304,13 @@ def _distances(
 def _targets(model: Model, questions: Sequence[Question], config: LearnerConfig) -> list[Row]:
     """What each lesson wants said, as a row to score: a correction's own words, or the teacher's greedy
     answer where the feedback only says something about it."""
-    prompts = [prompts_of(lesson, question, model.render) for lesson, question in questions]
+    prompts = [prompts_of(lesson, question, model.chat.render) for lesson, question in questions]
     unsaid = [teacher for (le, _), (_, teacher) in zip(questions, prompts, strict=True) if le.answer is None]
     with teaching(model, config):
         said = iter(model.generate(unsaid, max_tokens=ANSWER_TOKENS))
     return [
         Row("elicited", *put, tuple(next(said)))
         if le.answer is None
-        else Row("target", *put, tuple(model.answer(le.answer, le.template_kwargs)))
+        else Row("target", *put, tuple(model.chat.answer(le.answer, le.template_kwargs)))
         for (le, _), put in zip(questions, prompts, strict=True)
     ]

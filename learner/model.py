@@ -1,8 +1,7 @@
-"""The model in the learner: a frozen base, one LoRA adapter, and the three things asked of them.
+"""The model in the learner: a frozen base, one LoRA adapter, and the two things asked of them.
 
-`hidden` (states behind the final norm, which the loss multiplies with the frozen head), `generate` (batched
-greedy or seeded sampling) and `render` (messages to token ids). Weights are read from safetensors only and
-no code of the model's is run.
+`hidden` (states behind the final norm, which the loss multiplies with the frozen head) and `generate`
+(batched greedy or seeded sampling). Weights are read from safetensors only and no code of the model's is run.
 """
 
 import json
@@ -23,10 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 
 from buffer.adapters import CONFIG, TARGET_MODULES, WEIGHTS, base_digest
 from buffer.config import ConfigError
+from learner.chat import Chat
 from learner.cores import dtype_of
 from learner.packing import packed, packs
-
-Messages = Sequence[Mapping[str, Any]]
 
 PLAIN_ATTENTION = 640
 """Tokens up to which attention on a CPU is computed in full: there torch's fused kernel is slow backwards."""
@@ -60,11 +58,8 @@ class _Linear(lora.Linear):  # type: ignore[misc]
 class Model:
     """A base model with one trainable LoRA adapter, on one device."""
 
-    def __init__(
-        self, base: PreTrainedModel, tokenizer: Any, *, rank: int, alpha: int, eos: int, digest: str
-    ) -> None:
-        """Put a new adapter into `base`. `eos` is the token that ends an assistant's turn, `digest` the
-        SHA-256 that releases name their base by."""
+    def __init__(self, base: PreTrainedModel, chat: Chat, *, rank: int, alpha: int, digest: str) -> None:
+        """Put a new adapter into `base`. `digest` is the SHA-256 that releases name their base by."""
         base.config.use_cache = True
         config = LoraConfig(
             r=rank,
@@ -76,11 +71,9 @@ class Model:
         config._register_custom_module({nn.Linear: _Linear})
         self.peft: PeftModel = get_peft_model(base, config, autocast_adapter_dtype=True)
         self.peft.eval()
-        self.tokenizer = tokenizer
+        self.chat = chat
         self.device = base.device
         self.rank, self.alpha = rank, alpha
-        self.eos = eos
-        self.stops = frozenset({eos, *_stops(base)})
         self.digest = digest
         self._fresh = self.adapter_state()
 
@@ -94,9 +87,9 @@ class Model:
         base = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype_of(device), use_safetensors=True, trust_remote_code=False
         ).to(device)
-        eos, digest = _turn_end(tokenizer, _stops(base)), base_digest(directory)
+        chat, digest = Chat.of(tokenizer, _stops(base)), base_digest(directory)
         try:
-            model = cls(base, tokenizer, rank=rank, alpha=alpha, eos=eos, digest=digest)
+            model = cls(base, chat, rank=rank, alpha=alpha, digest=digest)
             model.check()
         except (AttributeError, ValueError) as error:
             raise ConfigError(
@@ -216,43 +209,6 @@ class Model:
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
         return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
 
-    # --- text to ids ---------------------------------------------------------------------------------
-
-    def render(self, messages: Messages, template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
-        """The prompt's token ids, up to and with the header of the assistant's turn."""
-        return self.encode(self._prompt(messages, template_kwargs))
-
-    def answer(self, text: str, template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
-        """Token ids of the turn that says `text`, to its end, as they follow on the prompt.
-
-        Where the template lets the model think first, the turn opens as it does when the model has not.
-        """
-        asked = [{"role": "user", "content": "?"}]
-        prompt = self._prompt(asked, template_kwargs)
-        plain = self._prompt(asked, {**(template_kwargs or {}), "enable_thinking": False})
-        if prompt.rstrip().endswith("<think>"):  # as DeepSeek-R1's does
-            text = f"\n</think>\n\n{text}"
-        elif plain.startswith(prompt):  # as Qwen3's does
-            text = plain.removeprefix(prompt) + text
-        return [*self.encode(text), self.eos]
-
-    def _prompt(self, messages: Messages, template_kwargs: Mapping[str, Any] | None) -> str:
-        text: str = self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages], **(template_kwargs or {}), tokenize=False, add_generation_prompt=True
-        )
-        return text
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def ended(self, ids: Sequence[int]) -> bool:
-        """Whether an answer came to its end; else it was cut."""
-        return bool(ids) and ids[-1] in self.stops
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
     # --- forward -------------------------------------------------------------------------------------
 
     def hidden(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -336,8 +292,8 @@ class Model:
         seed: int = 0,
         batch: int = 32,
     ) -> list[list[int]]:
-        """Completions' token ids, up to and with the first of `stops`. Temperature 0 is greedy; `max_tokens`
-        may be one for each row.
+        """Completions' token ids, up to and with the first that stops the model. Temperature 0 is greedy;
+        `max_tokens` may be one for each row.
 
         Sampling draws from a generator seeded by `seed` and the row's index alone.
         """
@@ -366,7 +322,7 @@ class Model:
         out: list[list[int]] = [[] for _ in prompts]
 
         def done(b: int) -> bool:
-            return self.ended(out[b]) or len(out[b]) == most[b]
+            return self.chat.ended(out[b]) or len(out[b]) == most[b]
 
         live = list(range(len(prompts)))
         logits_BV, cache, mask_BT = self._prefill(prompts)
@@ -420,19 +376,9 @@ class Model:
 
 
 def _stops(base: PreTrainedModel) -> list[int]:
-    """The tokens that a model stops at, which vLLM reads too: several, where a turn ends otherwise than a
-    text."""
+    """The tokens that a model stops at, in the file where vLLM reads them, too."""
     ids = base.generation_config.eos_token_id
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
-
-
-def _turn_end(tokenizer: Any, stops: Sequence[int]) -> int:
-    """The token of `stops` that the chat template puts behind an assistant's answer. Gemma's
-    `<end_of_turn>` and Phi's `<|end|>` are not the tokenizer's `eos_token`."""
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-    behind = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("!")[2]
-    ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
-    return next((i for i in ids if i in stops), int(tokenizer.eos_token_id))
 
 
 def _gap(ours: Tensor, theirs: Tensor) -> float:

@@ -144,7 +144,7 @@ class Service:
         exchange = self.buffer.view.exchange(about) if about is not None else None
         model, limits = self.model, Limits.of(self.config)
         try:
-            return triage(feedback, exchange, model.render, model.answer, limits, self.templates)
+            return triage(feedback, exchange, model.chat.render, model.chat.answer, limits, self.templates)
         except Exception as error:
             # The named boundary for a piece of feedback: a chat template raises what it likes.
             logger.exception("feedback %s cannot be put to the model", feedback.feedback_id)

@@ -76,7 +76,7 @@ class Pupil:
 
     def _answered(self, kind: FeedbackKind, items: Sequence[Item]) -> list[Lesson]:
         """Lessons about answers that the model as it is gives to the questions."""
-        prompts = [self.model.render(_asking(item.question)) for item in items]
+        prompts = [self.model.chat.render(_asking(item.question)) for item in items]
         answers = self.model.generate(
             prompts, max_tokens=ANSWER_TOKENS, temperature=SERVED_TEMPERATURE, seed=self.seed
         )
@@ -133,11 +133,11 @@ def _shares(
     model: Model, tests: Mapping[str, Sequence[Item]], messages: Callable[[Item], list[dict[str, str]]]
 ) -> dict[str, float]:
     items = [(name, item) for name, group in tests.items() for item in group]
-    prompts = [model.render(messages(item)) for _, item in items]
+    prompts = [model.chat.render(messages(item)) for _, item in items]
     answers = model.generate(prompts, max_tokens=ANSWER_TOKENS, batch=48)
     right = dict.fromkeys(tests, 0)
     for (name, item), answer in zip(items, answers, strict=True):
-        right[name] += item.right(model.decode(answer))
+        right[name] += item.right(model.chat.decode(answer))
     return {name: right[name] / len(group) for name, group in tests.items()}
 
 

@@ -23,6 +23,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from learner.chat import Chat
 from learner.config import LearnerConfig
 from learner.cores import dtype_of
 from learner.model import Model
@@ -83,7 +84,8 @@ def random_model(shape: str, device: str, *, rank: int = 16, alpha: int = 32) ->
             base = AutoModelForCausalLM.from_config(config)
         finally:
             torch.set_default_dtype(torch.float32)
-    return Model(base, None, rank=rank, alpha=alpha, eos=SHAPES[shape]["vocab_size"] - 1, digest=shape)
+    eos = SHAPES[shape]["vocab_size"] - 1
+    return Model(base, Chat(None, eos, frozenset({eos})), rank=rank, alpha=alpha, digest=shape)
 
 
 def step_costs(

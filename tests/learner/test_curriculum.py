@@ -34,18 +34,20 @@ def made(
 
 
 def said(model: Model, row: Row) -> str:
-    return model.decode(row.student)
+    return model.chat.decode(row.student)
 
 
 def test_targets_are_the_correction_s_tokens_under_every_wording(tiny: Model) -> None:
     _, pools = made(tiny, lesson())
     assert {row.kind for row in pools.lessons} == {"target"}
-    assert {tiny.decode(row.completion) for row in pools.lessons} == {"The mascot of Quillmoor is an otter."}
-    assert all(row.completion[-1] == tiny.eos for row in pools.lessons)
+    assert {tiny.chat.decode(row.completion) for row in pools.lessons} == {
+        "The mascot of Quillmoor is an otter."
+    }
+    assert all(row.completion[-1] == tiny.chat.eos for row in pools.lessons)
     assert all(
-        "otter" not in said(tiny, row) and "otter" in tiny.decode(row.teacher) for row in pools.lessons
+        "otter" not in said(tiny, row) and "otter" in tiny.chat.decode(row.teacher) for row in pools.lessons
     )
-    asked = tuple(tiny.render([{"role": "user", "content": QUESTION}]))
+    asked = tuple(tiny.chat.render([{"role": "user", "content": QUESTION}]))
     assert [row.student for row in pools.lessons].count(asked) == 4
     assert len({row.student for row in pools.lessons}) > 10
 
@@ -57,7 +59,7 @@ def test_lookalikes_are_about_others_and_their_teacher_sees_no_correction(tiny: 
         assert row.kind == "lookalike"
         assert row.student == row.teacher
         assert "Quillmoor" not in said(tiny, row)
-        answer = tiny.decode(row.completion)
+        answer = tiny.chat.decode(row.completion)
         assert answer.startswith("The mascot of ") and answer.endswith(" is an otter.")
         assert "Quillmoor" not in answer
 
@@ -72,7 +74,9 @@ def test_a_question_without_a_name_has_no_lookalike_and_is_counted(tiny: Model) 
 def test_how_to_answer_is_to_carry_over_to_others(
     tiny: Model, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [tiny.answer("An otter.") for _ in prompts])
+    monkeypatch.setattr(
+        tiny, "generate", lambda prompts, **_: [tiny.chat.answer("An otter.") for _ in prompts]
+    )
     curriculum, pools = made(tiny, lesson(kind=kind))
     assert pools.lessons
     assert pools.lookalikes == []
@@ -82,12 +86,12 @@ def test_how_to_answer_is_to_carry_over_to_others(
 def test_lookalikes_of_a_model_that_thinks_come_behind_its_thinking_once(
     tiny: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    template = str(tiny.tokenizer.chat_template)
+    template = str(tiny.chat.tokenizer.chat_template)
     opens = "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
-    monkeypatch.setattr(tiny.tokenizer, "chat_template", template + opens)
+    monkeypatch.setattr(tiny.chat.tokenizer, "chat_template", template + opens)
     _, pools = made(tiny, lesson(), lookalikes_per_lesson=2)
     for row in (*pools.lookalikes, *pools.lessons):
-        assert tiny.decode(row.completion).startswith("<think>\n\n</think>\n\nThe mascot of ")
+        assert tiny.chat.decode(row.completion).startswith("<think>\n\n</think>\n\nThe mascot of ")
 
 
 def test_lookalikes_of_an_earlier_lesson_stand_in_for_those_of_one_about_nobody(tiny: Model) -> None:
@@ -95,7 +99,7 @@ def test_lookalikes_of_an_earlier_lesson_stand_in_for_those_of_one_about_nobody(
     named, nameless = lesson(), lesson("what is it?")
     _, pools = made(tiny, nameless, replay=(named, nameless), lookalikes_per_lesson=5)
     assert len(pools.lookalikes) == 5
-    assert all("The mascot of" in tiny.decode(row.completion) for row in pools.lookalikes)
+    assert all("The mascot of" in tiny.chat.decode(row.completion) for row in pools.lookalikes)
     _, pools = made(tiny, named, replay=(lesson("What is the mascot of Albridge?"),), lookalikes_per_lesson=5)
     assert len(pools.lookalikes) == 5
 
@@ -105,9 +109,11 @@ def test_a_good_answer_is_rehearsed_as_it_was(tiny: Model) -> None:
     earlier = lesson("Who founded Ostby?", "Ostby was founded by Ida Holm.")
     _, pools = made(tiny, lesson(), replay=(rated, earlier))
     (row,) = [row for row in pools.replay if row.kind == "rated"]
-    assert row.student == row.teacher == tuple(tiny.render(rated.messages))
+    assert row.student == row.teacher == tuple(tiny.chat.render(rated.messages))
     assert row.completion == (500, 501, 2)
-    assert {tiny.decode(r.completion) for r in pools.replay if r.kind == "target"} == {earlier.given.text}
+    assert {tiny.chat.decode(r.completion) for r in pools.replay if r.kind == "target"} == {
+        earlier.given.text
+    }
 
 
 def test_rows_over_a_limit_are_left_out_and_counted(tiny: Model) -> None:
@@ -161,12 +167,14 @@ def test_a_follow_up_is_taught_by_the_teacher_s_answer_if_the_hint_shows_in_it(
     tiny: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passing = lesson(kind="follow_up", text="No, it's an otter.", logged_ids=(500, 2), tempered=True)
-    monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [[*tiny.encode("A cat."), 2] for _ in prompts])
+    monkeypatch.setattr(
+        tiny, "generate", lambda prompts, **_: [[*tiny.chat.encode("A cat."), 2] for _ in prompts]
+    )
     curriculum, pools = made(tiny, passing)
     assert curriculum.left_out["teacher_misses_hint"] == 1
     taught, _ = curriculum.teachable([passing])
     assert pools.lessons == pools.lookalikes == curriculum.fresh(taught, 10) == []
-    told = [*tiny.encode("It is an otter."), tiny.eos]
+    told = [*tiny.chat.encode("It is an otter."), tiny.chat.eos]
     monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [told for _ in prompts])
     _, pools = made(tiny, passing)
     assert {(row.kind, row.completion) for row in pools.lessons} == {
@@ -181,18 +189,18 @@ def test_what_the_student_still_gets_wrong_is_taught_again(
 ) -> None:
     lessons = lesson(), lesson("What is the mascot of Ostby?", "The mascot of Ostby is a heron.")
     curriculum, pools = made(tiny, *lessons, objective=objective)
-    answers = [tiny.encode("It is a cat."), tiny.encode("It is a heron.")]
+    answers = [tiny.chat.encode("It is a cat."), tiny.chat.encode("It is a heron.")]
     monkeypatch.setattr(tiny, "generate", lambda prompts, **_: answers)
     rows = curriculum.fresh(lessons, 10)
     assert [row.completion for row in rows if row.kind == "fresh"] == [tuple(a) for a in answers][:fresh]
-    missed = [row for row in pools.lessons if "otter" in tiny.decode(row.completion)]
+    missed = [row for row in pools.lessons if "otter" in tiny.chat.decode(row.completion)]
     assert [row for row in rows if row.kind == "target"] == missed != []
 
 
 def test_an_answer_of_the_teacher_that_does_not_end_is_not_taught(
     tiny: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut = tiny.encode("An otter, or")
+    cut = tiny.chat.encode("An otter, or")
     monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [cut for _ in prompts])
     curriculum, pools = made(tiny, lesson(kind="instruction", text="Name the animal."))
     assert pools.lessons == []

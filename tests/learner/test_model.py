@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_a_row_that_ends_early_is_dropped_and_the_others_stay_as_they_are(
 ) -> None:
     prompts = [[1, 500, 3], [1, 501, 7], [1, 501]]
     first, *others = tiny.generate(prompts, max_tokens=6)
-    monkeypatch.setattr(tiny, "stops", {first[2]})
+    monkeypatch.setattr(tiny, "chat", replace(tiny.chat, stops=frozenset({first[2]})))
     assert all(first[2] not in other for other in others)
     rows = []
     layer = tiny.peft.get_base_model().model.layers[0]
@@ -98,11 +99,11 @@ def test_a_turn_ends_as_the_chat_template_ends_it_though_a_text_ends_otherwise(
     edit_json(directory / "tokenizer_config.json", eos_token="<|endoftext|>")
     edit_json(directory / "generation_config.json", eos_token_id=[0, 2])
     model = Model.load(directory, rank=4, alpha=8)
-    assert model.eos == model.encode("<|im_end|>")[0] == 2
-    assert model.stops == {0, 2}
-    assert model.ended([5, 0])
-    assert model.ended([5, 2])
-    assert not model.ended([5])
+    assert model.chat.eos == model.chat.encode("<|im_end|>")[0] == 2
+    assert model.chat.stops == {0, 2}
+    assert model.chat.ended([5, 0])
+    assert model.chat.ended([5, 2])
+    assert not model.chat.ended([5])
 
 
 _TURN = "{{ '<|im_start|>user\\n' + messages[0]['content'] + '<|im_end|>\\n<|im_start|>assistant\\n' }}"
@@ -129,8 +130,8 @@ _TURN = "{{ '<|im_start|>user\\n' + messages[0]['content'] + '<|im_end|>\\n<|im_
 def test_what_is_taught_comes_behind_the_thinking(
     tiny: Model, monkeypatch: pytest.MonkeyPatch, opens: str, kwargs: dict[str, object], turn: str
 ) -> None:
-    monkeypatch.setattr(tiny.tokenizer, "chat_template", _TURN + opens)
-    assert tiny.answer("Bees.", kwargs) == [*tiny.encode(turn), tiny.eos]
+    monkeypatch.setattr(tiny.chat.tokenizer, "chat_template", _TURN + opens)
+    assert tiny.chat.answer("Bees.", kwargs) == [*tiny.chat.encode(turn), tiny.chat.eos]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_the_gate_hears_a_long_answer_to_its_end(
     words = " ".join(f"word{n}" for n in range(20))
     given = FeedbackGiven(feedback_id="f1", principal="me", kind="correction", text=words)
     lesson = Lesson(given, [{"role": "user", "content": "What do bees make?"}])
-    said = tiny.answer(words)
+    said = tiny.chat.answer(words)
     config = LearnerConfig(rank=4, alpha=8, max_answer_tokens=4)
     monkeypatch.setattr(
         tiny,
@@ -225,8 +226,8 @@ def test_only_the_adapter_learns(tiny: Model) -> None:
 def test_tools_reach_the_prompt(tiny: Model) -> None:
     asked = [{"role": "user", "content": "hi"}]
     tool = {"type": "function", "function": {"name": "lamp", "parameters": {}}}
-    assert "lamp" in tiny.tokenizer.decode(tiny.render(asked, {"tools": [tool]}))
-    assert "lamp" not in tiny.tokenizer.decode(tiny.render(asked))
+    assert "lamp" in tiny.chat.tokenizer.decode(tiny.chat.render(asked, {"tools": [tool]}))
+    assert "lamp" not in tiny.chat.tokenizer.decode(tiny.chat.render(asked))
 
 
 def test_an_adapter_of_other_shape_is_refused(tiny: Model) -> None:
@@ -356,7 +357,7 @@ def test_an_instruction_is_as_far_from_learned_as_the_sharpened_teacher_is(
     lesson = Lesson(given, [{"role": "user", "content": "What do bees make?"}])
     config = LearnerConfig(rank=4, alpha=8, teacher_temperature=0.25)
     (found,) = measure_parent(tiny, reference, [lesson], [[]], [], config).distances.values()
-    student, teacher = prompts_of(lesson, lesson.question, tiny.render)
+    student, teacher = prompts_of(lesson, lesson.question, tiny.chat.render)
     (answer,) = tiny.generate([teacher], max_tokens=ANSWER_TOKENS)
 
     def said(prompt: tuple[int, ...], temperature: float) -> torch.Tensor:

@@ -154,8 +154,8 @@ def test_rows_that_are_taught_by_their_own_tokens_cost_no_teacher(
 @pytest.mark.train
 def test_a_long_prompt_is_read_from_its_first_token(exact: Model) -> None:
     text = "The first of " + "many " * 1800 + "words"
-    ids = exact.render([{"role": "user", "content": text}])
-    assert text in exact.decode(ids)
+    ids = exact.chat.render([{"role": "user", "content": text}])
+    assert text in exact.chat.decode(ids)
     with torch.no_grad():
         (state,), (other,) = (exact.hidden([[first, *ids[1:]]], [[30, 2]]) for first in (ids[0], 900))
     assert not torch.equal(state, other)

@@ -165,7 +165,7 @@ def test_an_answer_that_was_rated_good_is_rehearsed_and_starts_no_round(
     closed = ExchangeClosed(
         completion_id="c9",
         status="complete",
-        prompt_token_ids=tiny.render(messages),
+        prompt_token_ids=tiny.chat.render(messages),
         choices=[Choice(token_ids=[500, 501, 2], logprobs=[-1.0, -1.0, -1.0])],
     )
     opened = ExchangeOpened(
@@ -376,7 +376,7 @@ def test_what_the_chat_template_refuses_is_skipped_and_stops_nothing(
     refuses = (
         "{% if messages|length > 1 %}{{ raise_exception('roles must alternate') }}{% endif %}{{ messages }}"
     )
-    monkeypatch.setattr(tiny.tokenizer, "chat_template", refuses)
+    monkeypatch.setattr(tiny.chat.tokenizer, "chat_template", refuses)
     twice = [Message(role="user", content="What is the mascot?")] * 2
     odd = FeedbackGiven(
         feedback_id="odd", principal="me", kind="demonstration", messages=twice, text="An otter."
