@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -129,6 +130,16 @@ def mean_divergence(model: Model, teacher: Sequence[Tensor], student: Sequence[T
 # --- what the gate judges ------------------------------------------------------------------------------
 
 
+class Aim(NamedTuple):
+    """What the teacher says to one wording of a lesson that only the distance to it can judge."""
+
+    row: Row
+    teacher: Tensor
+    """Its hidden states there."""
+    distance: float
+    """The parent's: KL to the sharpened teacher."""
+
+
 @dataclass(frozen=True, slots=True)
 class Baseline:
     """The parent's side of the paired tests, measured before the first step."""
@@ -137,12 +148,8 @@ class Baseline:
     """To the round's lessons, asked as they were."""
     kept: tuple[bool, ...]
     """Whether it answers each earlier lesson."""
-    aims: Mapping[tuple[str, str], Row]
-    """What the teacher says, where only the distance to it can judge: by feedback and wording."""
-    aim_states: Mapping[tuple[str, str], Tensor]
-    """The teacher's hidden states there."""
-    distances: Mapping[tuple[str, str], float]
-    """That distance: KL to the sharpened teacher."""
+    aims: Mapping[tuple[str, str], Aim]
+    """By feedback and wording."""
     general_states: tuple[Tensor, ...]
     degenerate: float
     probed: tuple[Row, ...]
@@ -162,17 +169,15 @@ def measure_parent(
     (answers, retold), loops = ask(model, reference, questions, config)
     vague = [(le, question) for le, question in _put(lessons, held_out) if _judged_by_distance(le)]
     targets = _targets(model, [*vague, *((le, le.question) for le in lessons[:PROBED])], config)
-    aims = {(le.feedback_id, question): row for (le, question), row in zip(vague, targets, strict=False)}
+    aimed = targets[: len(vague)]
     with teaching(model, config):
-        read = model.states([r.teacher for r in aims.values()], [r.completion for r in aims.values()])
-    aim_states = dict(zip(aims, read, strict=True))
+        teacher = model.states([r.teacher for r in aimed], [r.completion for r in aimed])
+    aims = map(Aim, aimed, teacher, _distances(model, aimed, teacher, config))
     probed = (*targets[len(vague) :], *reference.general[:PROBED])
     return Baseline(
         answers=tuple(answers),
         kept=tuple(answered(a, le) for a, le in zip(retold, replay, strict=True)),
-        aims=aims,
-        aim_states=aim_states,
-        distances=_distances(model, aims, aim_states, config),
+        aims=dict(zip(((le.feedback_id, question) for le, question in vague), aims, strict=True)),
         general_states=tuple(states_of(model, reference.general)),
         degenerate=loops,
         probed=probed,
@@ -198,7 +203,9 @@ def measure_candidate(
     (said, of_others, retold), loops = ask(model, reference, questions, config)
     answers = {(le.feedback_id, question): a for (le, question), a in zip(put, said, strict=True)}
     leaks = [(le.feedback_id, answered(a, le)) for (le, _), a in zip(about_others, of_others, strict=True)]
-    distances = _distances(model, before.aims, before.aim_states, config)
+    aims = before.aims.values()
+    near = _distances(model, [aim.row for aim in aims], [aim.teacher for aim in aims], config)
+    distances = dict(zip(before.aims, near, strict=True))
     return Evaluation(
         lessons=_lesson_results(lessons, held_out, answers, distances, leaks, before),
         kept=[
@@ -248,7 +255,7 @@ def _lesson_results(
     def right(lesson: Lesson, question: str) -> bool:
         key = (lesson.feedback_id, question)
         if key in distances:
-            return distances[key] * 2 <= before.distances[key]
+            return distances[key] * 2 <= before.aims[key].distance
         return answered(answers[key], lesson)
 
     results = []
@@ -288,17 +295,14 @@ def _judged_by_distance(lesson: Lesson) -> bool:
 
 
 def _distances(
-    model: Model,
-    aims: Mapping[tuple[str, str], Row],
-    teacher: Mapping[tuple[str, str], Tensor],
-    config: LearnerConfig,
-) -> dict[tuple[str, str], float]:
+    model: Model, rows: Sequence[Row], teacher: Sequence[Tensor], config: LearnerConfig
+) -> list[float]:
     """From the teacher as it teaches, sharpened: a student that has become as sure is far from a mild one."""
-    student, sharp = states_of(model, list(aims.values())), config.teacher_temperature
-    return {
-        key: float(divergence(teacher[key], state, model.head_VD, temperature=sharp).mean())
-        for key, state in zip(aims, student, strict=True)
-    }
+    student, sharp = states_of(model, rows), config.teacher_temperature
+    return [
+        float(divergence(theirs, ours, model.head_VD, temperature=sharp).mean())
+        for theirs, ours in zip(teacher, student, strict=True)
+    ]
 
 
 def _targets(model: Model, questions: Sequence[Question], config: LearnerConfig) -> list[Row]:

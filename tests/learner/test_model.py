@@ -356,7 +356,7 @@ def test_an_instruction_is_as_far_from_learned_as_the_sharpened_teacher_is(
     given = FeedbackGiven(feedback_id="f1", principal="me", kind="instruction", text="Answer in one word.")
     lesson = Lesson(given, [{"role": "user", "content": "What do bees make?"}])
     config = LearnerConfig(rank=4, alpha=8, teacher_temperature=0.25)
-    (found,) = measure_parent(tiny, reference, [lesson], [[]], [], config).distances.values()
+    (aim,) = measure_parent(tiny, reference, [lesson], [[]], [], config).aims.values()
     student, teacher = prompts_of(lesson, lesson.question, tiny.chat.render)
     (answer,) = tiny.generate([teacher], max_tokens=ANSWER_TOKENS)
 
@@ -365,4 +365,4 @@ def test_an_instruction_is_as_far_from_learned_as_the_sharpened_teacher_is(
         return ((state @ tiny.head_VD.T).float() / temperature).log_softmax(-1)
 
     sharp, mild = said(teacher, 0.25), said(student, 1.0)
-    assert found == pytest.approx(float((sharp.exp() * (sharp - mild)).sum(-1).mean()), rel=0.02)
+    assert aim.distance == pytest.approx(float((sharp.exp() * (sharp - mild)).sum(-1).mean()), rel=0.02)
