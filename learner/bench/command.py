@@ -90,7 +90,7 @@ def _learning(options: argparse.Namespace) -> int:
     if "cost" in parts:
         model.reset_adapter(0, {})
         lengths = [(48, 16)] if options.quick else [(48, 16), (48, 64), (256, 128)]
-        repeat = 3 if options.quick else 9
+        repeat = 2 if options.quick else 9
         results["cost"] = as_json(list(step_costs(model, lengths, config, repeat=repeat, on_progress=_say)))
     (options.out / "results.json").write_text(json.dumps(results, indent=1))
     made = report.tables(results)

@@ -41,6 +41,8 @@ PLAIN: Mapping[str, Any] = {
     "anchors_per_step": 0,
     "replay_per_step": 0,
 }
+QUICK_STEPS = 20
+"""At most, of a round."""
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
     "not whitened": {"whitened": False},
@@ -124,9 +126,10 @@ class Bench:
         task = self._tasks()[:1]
         half = self._half_of_facts()
         others = task[0].lessons[len(half.lessons) :]
-        config = self.config.model_copy(update={"min_steps": 1}) if self.quick else self.config
+        short = {"min_steps": 1, "max_steps": min(QUICK_STEPS, self.config.max_steps)}
+        config = self.config.model_copy(update=short) if self.quick else self.config
         same = config.model_copy(update=SAME)
-        curve, stops = (0, 24) if self.quick else (64, 20)
+        curve, stops = (0, 16) if self.quick else (64, 20)
         for seed in range(self.seeds):
             yield Run("facts", "sdft", seed, task, config, curve=curve)
             if not self.quick:
@@ -141,7 +144,7 @@ class Bench:
 
     def _plain(self, rate: float) -> LearnerConfig:
         """Plain SFT: all lessons in one round, eight rows a step."""
-        steps = 24 if self.quick else 160
+        steps = 16 if self.quick else 160
         everything = {"learning_rate": rate, "lessons_per_step": 8, "max_lessons": 64}
         return self.config.model_copy(update={**PLAIN, **everything, "min_steps": steps, "max_steps": steps})
 
