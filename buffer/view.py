@@ -296,6 +296,15 @@ class View:
 
     # --- feedback ------------------------------------------------------------------------------------
 
+    def partition_key(self, feedback_id: str) -> str:
+        """Of the record that gave the feedback; "" once that is erased."""
+        row = self._row(
+            "SELECT partition_key FROM records WHERE subject = ? AND type = ?",
+            feedback_id,
+            FeedbackGiven.type,
+        )
+        return str(row[0]) if row is not None else ""
+
     def feedback(self, feedback_id: str) -> Feedback | None:
         found = self._feedback("WHERE f.feedback_id = ?", feedback_id)
         return found[0] if found else None

@@ -207,7 +207,7 @@ class Service:
         if round_.skipped:
             self._write(FeedbackTriaged(decisions=round_.skipped))
         if ended.evaluation:
-            self.buffer.write(round_.answers).result()
+            self._quote(round_.answers)
         self._write(ended)
         self._erase_late(round_.answers)
         round_.checkpoints.delete()
@@ -303,6 +303,12 @@ class Service:
                 raise Stopped
             wait([decided], timeout=POLL_S)
         decided.result()
+
+    def _quote(self, answers: Sequence[LessonAnswered]) -> None:
+        """Write down what was said to each lesson, where the lesson itself is written."""
+        key = self.buffer.view.partition_key
+        for written in [self.buffer.write([one], key(one.feedback_id)) for one in answers]:
+            written.result()
 
     def _erase_late(self, answers: Sequence[LessonAnswered]) -> None:
         """Erase what was said to lessons that were erased while it was written down."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 
-from buffer.records import ExchangeErased, FeedbackGiven, FeedbackWithdrawn, Payload
+from buffer.records import ExchangeErased, FeedbackWithdrawn, Payload
 from server.api.document import errors
 from server.api.schemas import PrincipalCount
 from server.gateway import Gateway
@@ -60,7 +60,6 @@ async def _erase(gateway: Gateway, these: Sequence[tuple[str, Payload]]) -> None
         records = []
         for subject, said in these[first : first + BATCH]:
             tombstones = await asyncio.to_thread(view.tombstones, subject, gateway.buffer.now())
-            given = [one.partition_key for one in tombstones if one.type == FeedbackGiven.type]
-            beside = given[0] if given and said.stream == "feedback" else ""
-            records += [*tombstones, gateway.record(said, beside)]  # so they make room in a full journal
+            key = await asyncio.to_thread(view.partition_key, subject)  # of feedback; others have none
+            records += [*tombstones, gateway.record(said, key)]  # so they make room in a full journal
         await gateway.append(records)

@@ -114,7 +114,7 @@ def teach(
         text=text,
         check=Check(contains="otter"),
     )
-    buffer.write([opened, given]).result()
+    buffer.write([opened, given], "x").result()
     return given.feedback_id
 
 
@@ -330,6 +330,7 @@ def test_what_was_said_to_a_lesson_is_erased_with_it_even_at_the_last_moment(
     records = [record.payload() for record in log.read({})[0] if record.data is not None]
     quoted = [one.feedback_id for one in records if isinstance(one, LessonAnswered)]
     assert quoted == ["f2"]
+    assert {r.partition_key for r in log.read({})[0] if r.stream == "feedback"} == {"x"}
     (ended,) = (one for one in records if isinstance(one, RoundEnded))
     assert [one.keys() & {"before", "answer"} for one in ended.evaluation["lessons"]] == [set(), set()]
     (done,) = buffer.view.rounds()
