@@ -41,8 +41,8 @@ PLAIN: Mapping[str, Any] = {
     "anchors_per_step": 0,
     "replay_per_step": 0,
 }
-QUICK_STEPS = 20
-"""At most, of a round."""
+QUICK_STEPS = 6
+"""At most, for each lesson."""
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
     "not whitened": {"whitened": False},
@@ -126,10 +126,10 @@ class Bench:
         task = self._tasks()[:1]
         half = self._half_of_facts()
         others = task[0].lessons[len(half.lessons) :]
-        short = {"min_steps": 1, "max_steps": min(QUICK_STEPS, self.config.max_steps)}
+        short = {"min_steps": 1, "steps_per_lesson": min(QUICK_STEPS, self.config.steps_per_lesson)}
         config = self.config.model_copy(update=short) if self.quick else self.config
         same = config.model_copy(update=SAME)
-        curve, stops = (0, 16) if self.quick else (64, 20)
+        curve, stops = (0, 0) if self.quick else (64, 20)
         for seed in range(self.seeds):
             yield Run("facts", "sdft", seed, task, config, curve=curve)
             if not self.quick:

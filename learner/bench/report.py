@@ -52,10 +52,16 @@ def spread(values: Iterable[float], digits: int = 0, scale: float = 100.0) -> st
     return f"{mean} ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else mean
 
 
+def _points(run: Mapping[str, Any]) -> Runs:
+    """A run's curve; its end, where it was examined at its end alone."""
+    last = run["stages"][-1]
+    end = {"steps": run["steps"], "scores": last["scores"]["facts"], "drift": last["drift"]}
+    return run["curve"] or [end]
+
+
 def _best(run: Mapping[str, Any]) -> Mapping[str, Any]:
     """The early stop: the curve's point with the best paraphrased recall, the earliest of equals."""
-    best: Mapping[str, Any] = max(run["curve"], key=lambda point: point["scores"]["paraphrased"])
-    return best
+    return max(_points(run), key=lambda point: point["scores"]["paraphrased"])
 
 
 def _facts(title: str, runs: Runs, known: Mapping[str, Any]) -> Table:
@@ -106,8 +112,8 @@ def _against_plain(runs: Runs) -> Table:
     for ours, theirs in zip(sdft, plain, strict=False):
         last = ours["stages"][-1]
         recall = last["scores"]["facts"]["asked"]
-        reached = [p for p in theirs["curve"] if p["scores"]["asked"] >= recall]
-        point = reached[0] if reached else max(theirs["curve"], key=lambda p: p["scores"]["asked"])
+        reached = [p for p in _points(theirs) if p["scores"]["asked"] >= recall]
+        point = reached[0] if reached else max(_points(theirs), key=lambda p: p["scores"]["asked"])
         rows.append(
             [
                 str(ours["seed"]),
