@@ -41,7 +41,7 @@ PLAIN: Mapping[str, Any] = {
     "anchors_per_step": 0,
     "replay_per_step": 0,
 }
-QUICK_STEPS = 6
+QUICK_STEPS = 5
 """At most, for each lesson."""
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
