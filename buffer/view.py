@@ -297,7 +297,8 @@ class View:
     # --- feedback ------------------------------------------------------------------------------------
 
     def partition_key(self, feedback_id: str) -> str:
-        """Of the record that gave the feedback; "" once that is erased."""
+        """Of the record that gave the feedback, so that what is written of it later is read after it; "" once
+        that is erased."""
         row = self._row(
             "SELECT partition_key FROM records WHERE subject = ? AND type = ?",
             feedback_id,

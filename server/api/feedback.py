@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from buffer.explain import explain, known
 from buffer.fate import Status
-from buffer.records import ExchangeOpened, FeedbackGiven, FeedbackWithdrawn
+from buffer.records import ExchangeOpened, FeedbackWithdrawn
 from buffer.teacher import teacher_messages
 from buffer.view import Feedback
 from server.api import document, erasure, lessons
@@ -118,12 +118,13 @@ def router(gateway: Gateway) -> APIRouter:
     @routes.delete("/{feedback_id}", responses=errors(404, 503), summary=summary)
     async def withdraw(request: Request, feedback_id: str, erase: bool = False) -> FeedbackGone:
         principal = gateway.principal(request, "feedback", tokens=True)
-        feedback = await desk.own(principal, feedback_id)
+        await desk.own(principal, feedback_id)
         if erase:
             await erasure.erase_feedback(gateway, [feedback_id], principal.name)
             return {"id": feedback_id, "object": "feedback.erased", "status": "erased"}
         withdrawn = FeedbackWithdrawn(feedback_id=feedback_id, by=principal.name)
-        await gateway.write([withdrawn], desk.partition_key(feedback))
+        beside = await asyncio.to_thread(gateway.buffer.view.partition_key, feedback_id)
+        await gateway.write([withdrawn], beside)
         return {"id": feedback_id, "object": "feedback.withdrawn", "status": "withdrawn"}
 
     return routes
@@ -225,10 +226,6 @@ class Desk:
             "next": next_,
         }
 
-    def partition_key(self, feedback: Feedback) -> str:
-        """Where the feedback itself was written, so that its withdrawal is read after it."""
-        return self._key_of(feedback.given, feedback.principal) if feedback.given is not None else ""
-
     async def _earlier(self, principal: Principal, body: object, key: str) -> list[str] | None:
         view = self._gateway.buffer.view
         count = len(body) if isinstance(body, list) else 1
@@ -276,13 +273,6 @@ class Desk:
             exchange = await asyncio.to_thread(self._gateway.buffer.view.exchange, feedback.completion_id)
             lessons.check_choice(feedback, exchange)
         return conversation
-
-    def _key_of(self, given: FeedbackGiven, principal: str) -> str:
-        """The partition of the exchange that the feedback is about."""
-        if given.completion_id is not None:
-            return self._gateway.receipts.conversation(given.completion_id, principal) or ""
-        messages = [message.model_dump() for message in given.messages or []]
-        return conversation_of(principal, {"messages": messages})
 
     async def _teacher_messages(self, principal: Principal, feedback: FeedbackIn) -> list[dict[str, Any]]:
         given = feedback.given("preview", principal.name, idempotency_key=None, body_digest="")
