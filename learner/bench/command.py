@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="what is learned, kept and leaked, and at what cost, with controls (hours on 2 cores)",
     )
     learning.add_argument("--quick", action="store_true", help="four facts and the cost: minutes")
-    learning.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each arm (3)")
+    learning.add_argument("--seeds", type=_at_least(1), default=3, metavar="N", help="runs of each arm (3)")
     learning.add_argument("--only", choices=PARTS, action="append", help="this part alone; may be repeated")
     learning.add_argument("--out", type=Path, default=Path("bench-learning"), metavar="DIR",
                           help="results; a benchmark that was cut short goes on there")  # fmt: skip
@@ -55,8 +55,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     step.add_argument(
         "--lengths", default="128+64,512+128,1024+512", metavar="P+C,…", help="prompt and completion tokens"
     )
-    step.add_argument("--repeat", type=int, default=5, metavar="N", help="timed steps of each kind (5)")
+    step.add_argument(
+        "--repeat", type=_at_least(2), default=5, metavar="N", help="timed steps of each kind (5)"
+    )
     return parser.parse_args(arguments)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """An argument's type."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"at least {least} is wanted")
+        return value
+
+    return number
 
 
 def _learning(options: argparse.Namespace) -> int:

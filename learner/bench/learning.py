@@ -105,7 +105,10 @@ class Bench:
     def run(self, parts: Sequence[str]) -> dict[str, Any]:
         """All results of `parts`, those of earlier calls included."""
         tasks = self._tasks() if "sequence" in parts else self._tasks()[:1]
-        results: dict[str, Any] = {"ceiling": {task.name: self._ceiling(task) for task in tasks}}
+        results: dict[str, Any] = {
+            "ceiling": {task.name: self._ceiling(task) for task in tasks},
+            "adapter_mb": sum(t.nbytes for t in self.model.adapter_state().values()) / 1e6,
+        }
         for part in parts:
             runs = {"facts": self._facts, "sequence": self._sequence, "ablations": self._ablations}[part]
             results[part] = [self._kept(one.name, partial(self._do, one), one.settings) for one in runs()]

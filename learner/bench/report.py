@@ -22,7 +22,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
         made += [_along(results["facts"]), _against_plain(results["facts"])]
     if "sequence" in results:
         matrix = _matrix(results["sequence"], results["ceiling"])
-        made += [matrix, _separate(results["sequence"])]
+        made += [matrix, _separate(results["sequence"], results["adapter_mb"])]
     if "ablations" in results:
         title = "Ablations: one part switched off, half of the facts"
         made.append(_facts(title, results["ablations"], results["ceiling"]))
@@ -65,17 +65,26 @@ def _best(run: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _facts(title: str, runs: Runs, known: Mapping[str, Any]) -> Table:
-    heads = ["", "lessons", *(f"{group} %" for group in GROUPS), "drift", "steps", "s", "s / fact"]
+    heads = [
+        "",
+        "lessons",
+        *(f"{group} %" for group in GROUPS),
+        "drift",
+        "steps",
+        "s",
+        "s / fact",
+        "k tokens / fact",
+    ]
     rows = []
     for name, who in UNTAUGHT.items():
         shares = [f"{100 * known['facts'][name][group]:.0f}" for group in GROUPS]
-        rows.append([who, "0", *shares, "0", "", "", ""])
+        rows.append([who, "0", *shares, "0", "", "", "", ""])
     for arm, same in by_arm(runs).items():
         last = [run["stages"][-1] for run in same]
         shares = [spread(stage["scores"]["facts"][group] for stage in last) for group in GROUPS]
         seconds = [run["seconds"] for run in same]
         asked = [s["scores"]["facts"]["asked"] * run["lessons"][0] for s, run in zip(last, same, strict=True)]
-        per_fact = [s / a for s, a in zip(seconds, asked, strict=True) if a >= 1]
+        learned = [(run, a) for run, a in zip(same, asked, strict=True) if a >= 1]
         rows.append(
             [
                 arm,
@@ -84,7 +93,8 @@ def _facts(title: str, runs: Runs, known: Mapping[str, Any]) -> Table:
                 spread((stage["drift"] for stage in last), 3, 1.0),
                 str(same[0]["steps"]),
                 spread(seconds, 0, 1.0),
-                spread(per_fact, 1, 1.0) if per_fact else "",
+                spread((run["seconds"] / facts for run, facts in learned), 1, 1.0) if learned else "",
+                spread((run["tokens"] / facts for run, facts in learned), 1, 1e-3) if learned else "",
             ]
         )
     return title, heads, rows
@@ -145,7 +155,7 @@ def _matrix(runs: Runs, known: Mapping[str, Any]) -> Table:
     return "Three skills, one after another: accuracy %", ["", "", *tasks, "drift"], rows
 
 
-def _separate(runs: Runs) -> Table:
+def _separate(runs: Runs, adapter_mb: float) -> Table:
     """One adapter that learned all, beside one for each."""
     sdft = [run for run in runs if run["arm"] == "sdft"]
     rows = []
@@ -154,6 +164,7 @@ def _separate(runs: Runs) -> Table:
         one = spread(_accuracy(run["stages"][-1]["scores"][task]) for run in sdft)
         own = spread(_accuracy(run["stages"][0]["scores"][task]) for run in alone)
         rows.append([task, one, own])
+    rows.append(["memory, MB", f"{adapter_mb:.0f}", f"{adapter_mb * len(rows):.0f}"])
     return "One adapter beside three: accuracy %", ["task", "one for all", "one each"], rows
 
 

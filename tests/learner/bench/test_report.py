@@ -12,7 +12,7 @@ def fact_run(arm: str, seed: int, asked: float, drift: float, curve: Any = ()) -
     scores = {"asked": asked, "paraphrased": asked / 2, "indirect": 0.25, "lookalike": 0.1}
     stage = {"task": "facts", "scores": {"facts": scores}, "drift": drift}
     run = {"arm": arm, "seed": seed, "steps": 80, "seconds": 96.0, "stages": [stage], "curve": list(curve)}
-    return {**run, "lessons": [48]}
+    return {**run, "lessons": [48], "tokens": 96_000}
 
 
 def point(steps: int, asked: float, paraphrased: float, drift: float) -> dict[str, Any]:
@@ -49,6 +49,7 @@ RESULTS: dict[str, Any] = {
         sequence_run("sdft", stage("a", a=0.9, b=0.1), stage("b", a=0.8, b=0.7)),
         sequence_run("separate b", stage("b", b=0.75)),
     ],
+    "adapter_mb": 19.5,
     "ablations": [fact_run("no anchors", 0, 0.9, 0.6)],
     "cost": [
         {"prompt": 8, "completion": 4, "arm": "reuse", "rows": 8, "seconds": 1.1, "spread": 0.0,
@@ -67,7 +68,7 @@ def test_arms_are_told_with_their_spread_and_only_the_tuned_rate() -> None:
     assert set(told) == {"base", "teacher in context", "sdft", "sft+", "sft 0.001"}
     assert told["sdft"][1:3] == ["48", "95 ± 7"]
     assert told["sdft"][6] == "0.060 ± 0.014"
-    assert told["sdft"][9] == "2.1 ± 0.2"  # 96 s for 43.2 and for 48 facts
+    assert told["sdft"][9:] == ["2.1 ± 0.2"] * 2  # 96 s, and thousand tokens, for 43.2 and for 48 facts
 
 
 def test_sdft_stands_beside_fine_tuning_with_the_same_rows_on_the_way() -> None:
@@ -87,7 +88,7 @@ def test_the_sequence_is_a_matrix_and_stands_beside_separate_adapters() -> None:
         ["sdft", "after a", "90", "10", "0.100"],
         ["sdft", "after b", "80", "70", "0.100"],
     ]
-    assert rows("One adapter") == [["a", "80", "90"], ["b", "70", "75"]]
+    assert rows("One adapter") == [["a", "80", "90"], ["b", "70", "75"], ["memory, MB", "20", "39"]]
 
 
 def test_it_is_written_as_markdown_and_pictures(tmp_path: Path) -> None:

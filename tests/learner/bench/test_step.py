@@ -2,6 +2,7 @@
 
 import pytest
 
+from learner.bench import command
 from learner.bench.step import SHAPES, as_json, random_model, step_costs
 from learner.config import LearnerConfig
 from learner.loss import divergence
@@ -31,3 +32,13 @@ def test_every_shape_divides_into_heads() -> None:
     for shape in SHAPES.values():
         assert shape["hidden_size"] % shape["num_attention_heads"] == 0
         assert shape["num_attention_heads"] % shape["num_key_value_heads"] == 0
+
+
+@pytest.mark.parametrize("wrong", [["learning", "--seeds", "0"], ["step", "--repeat", "1"]])
+def test_too_few_runs_are_refused_before_anything_is_measured(
+    wrong: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        command.main(wrong)
+    assert left.value.code == 2
+    assert "is wanted" in capsys.readouterr().err
