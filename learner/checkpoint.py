@@ -16,6 +16,8 @@ from torch import Tensor
 from buffer.files import write_durably
 from learner.rows import Row
 
+CHECKPOINT = "round.safetensors"
+
 
 @dataclass
 class Checkpoint:

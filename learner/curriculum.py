@@ -55,15 +55,18 @@ class Curriculum:
         A target is the tokens that the answer should have: the correction's own, or, where the feedback only
         says something about the answer, what the teacher answers with that in its context.
         """
-        unsaid = [le for le in lessons if le.answer is None]
+        prompts = {le.feedback_id: prompts_of(le, le.question, self.model.chat.render)[1] for le in lessons}
+        fits = {id_ for id_, prompt in prompts.items() if len(prompt) <= self.limits.prompt}
+        unsaid = [le for le in lessons if le.answer is None and le.feedback_id in fits]
         with teaching(self.model, self.config):
-            prompts = [prompts_of(le, le.question, self.model.chat.render)[1] for le in unsaid]
-            answers = self.model.generate(prompts, max_tokens=self.config.max_completion_tokens)
+            answers = self.model.generate(
+                [prompts[le.feedback_id] for le in unsaid], max_tokens=self.config.max_completion_tokens
+            )
         self._targets |= {le.feedback_id: answer for le, answer in zip(unsaid, answers, strict=True)}
         self._targets |= {
             le.feedback_id: self.model.chat.answer(le.answer, le.template_kwargs)
             for le in lessons
-            if le.answer is not None
+            if le.answer is not None and le.feedback_id in fits
         }
         against = {le.feedback_id: self._against(le) for le in lessons}
         skipped = [decision for decision in against.values() if decision is not None]
@@ -71,12 +74,14 @@ class Curriculum:
         return [le for le in lessons if against[le.feedback_id] is None], skipped
 
     def _against(self, lesson: Lesson) -> Decision | None:
-        """Why a lesson's target cannot be taught."""
-        target = self._targets[lesson.feedback_id]
+        """Why a lesson's target cannot be taught. Limits may have been lowered since it was accepted."""
+        target = self._targets.get(lesson.feedback_id)
 
         def skip(reason: str, detail: str) -> Decision:
             return Decision(feedback_id=lesson.feedback_id, status="skipped", reason=reason, detail=detail)
 
+        if target is None:
+            return skip("prompt_too_long", f"the teacher's prompt is over {self.limits.prompt} tokens")
         if not self.model.chat.ended(target):
             return skip("teacher_too_long", f"so told, it answers in over {self.limits.completion} tokens")
         if len(target) > self.limits.completion:
@@ -108,10 +113,10 @@ class Curriculum:
 
     def wordings(self, lessons: Sequence[Lesson]) -> list[Wordings]:
         """Each lesson's question in other words: by frames, and as the model itself writes them."""
-        written = self._written(lessons) if self.config.written_questions else [[] for _ in lessons]
+        every = [self._framed(le) for le in lessons]
+        written = self._written(lessons, every) if self.config.written_questions else [[] for _ in lessons]
         made = []
-        for lesson, questions in zip(lessons, written, strict=True):
-            framed = self._framed(lesson)
+        for framed, questions in zip(every, written, strict=True):
             kept_out = len(questions) // 3
             made.append(
                 Wordings((*framed.trained, *questions[kept_out:]), (*framed.held_out, *questions[:kept_out]))
@@ -119,8 +124,9 @@ class Curriculum:
         return made
 
     def fresh(self, lessons: Sequence[Lesson], step: int) -> list[Row]:
-        """What the student, as it is now, answers to each lesson, and where that is wrong all rows that teach
-        the lesson once more; seeded by round and step. Plain fine-tuning never learns from wrong answers."""
+        """What the student, as it is now, answers to each lesson, and where that is wrong, or cannot be
+        judged, all rows that teach the lesson once more; seeded by round and step. Plain fine-tuning never
+        learns from wrong answers."""
         prompts = [prompts_of(le, le.question, self.model.chat.render) for le in lessons]
         completions = self.model.generate(
             [student for student, _ in prompts],
@@ -132,7 +138,7 @@ class Curriculum:
         if self.config.objective != "cross_entropy":
             rows += [Row("fresh", *p, tuple(c)) for p, c in zip(prompts, completions, strict=True)]
         for lesson, completion in zip(lessons, completions, strict=True):
-            if not answered(self.model.chat.decode(completion), lesson):
+            if lesson.wordless or not answered(self.model.chat.decode(completion), lesson):
                 rows += self._target_rows[lesson.feedback_id]
         return rows
 
@@ -160,9 +166,9 @@ class Curriculum:
             rows += self._target_rows[lesson.feedback_id]
         return rows
 
-    def _written(self, lessons: Sequence[Lesson]) -> list[list[str]]:
+    def _written(self, lessons: Sequence[Lesson], framed: Sequence[Wordings]) -> list[list[str]]:
         """Wordings that base writes with the correction at hand. One is kept if it reads as the same question
-        (`learner.rephrase.readable`) and the teacher then still answers right."""
+        (`learner.rephrase.readable`), is none of the frames', and the teacher then still answers right."""
         count = self.config.written_questions
         prompts = [self.model.chat.render(asked_for(le.question, told(le.given) or "")) for le in lessons]
         with self.model.base():
@@ -174,17 +180,19 @@ class Curriculum:
             )
             pairs = []
             for index, ids in enumerate(drafts):
-                lesson = lessons[index // count]
+                lesson, known = lessons[index // count], framed[index // count]
                 question = readable(self.model.chat.decode(ids), lesson.question, told(lesson.given) or "")
                 if question is None:
                     self.left_out["written_unusable"] += 1
-                elif (lesson, question) not in pairs:
+                elif (lesson, question) in pairs or question in (*known.trained, *known.held_out):
+                    self.left_out["written_twice"] += 1
+                else:
                     pairs.append((lesson, question))
             teachers = [prompts_of(le, question, self.model.chat.render)[1] for le, question in pairs]
             answers = self.model.generate(teachers, max_tokens=self._room([le for le, _ in pairs]))
         kept: dict[str, list[str]] = {le.feedback_id: [] for le in lessons}
         for (lesson, question), answer in zip(pairs, answers, strict=True):
-            if answered(self.model.chat.decode(answer), lesson):
+            if lesson.wordless or answered(self.model.chat.decode(answer), lesson):
                 kept[lesson.feedback_id].append(question)
             else:
                 self.left_out["written_misleads_teacher"] += 1
@@ -205,8 +213,8 @@ class Curriculum:
         return [row for lesson in about for row in self._about_others(lesson, taken, rng)]
 
     def _about_others(self, lesson: Lesson, taken: frozenset[str], rng: random.Random) -> list[Row]:
-        told = lesson.answer
-        said = self.model.chat.decode(self._targets[lesson.feedback_id]) if told is None else told
+        right = lesson.answer
+        said = self.model.chat.decode(self._targets[lesson.feedback_id]) if right is None else right
         frames = TRAINED if self.config.framed_questions else ()
         count = self.config.lookalikes_per_lesson
         rows: list[Row] = []
@@ -214,7 +222,7 @@ class Curriculum:
             wording = rng.choice([question, *rephrased(question, frames, answer)])
             put = with_last_turn(lesson.messages, wording)
             prompt = tuple(self.model.chat.render(put, lesson.template_kwargs))
-            if told is None:  # the teacher's turn, which opens as it does
+            if right is None:  # the teacher's turn, which opens as it does
                 turn = [*self.model.chat.encode(answer), self.model.chat.eos]
             else:
                 turn = self.model.chat.answer(answer, lesson.template_kwargs)

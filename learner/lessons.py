@@ -78,6 +78,11 @@ class Lesson:
         """The right answer; None where the feedback only says something about it and the teacher gives it."""
         return None if self.given.kind in TEACHER_ANSWERS else self.given.text or ""
 
+    @property
+    def wordless(self) -> bool:
+        """Whether no words show it: an instruction without a check says how to answer, not what."""
+        return self.given.kind == "instruction" and self.given.check is None
+
     def teacher(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
         """The teacher's messages in place of `messages` (`buffer.teacher.teacher_messages`)."""
         return teacher_messages(messages, self.given, self.templates)
@@ -224,7 +229,7 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9ff
 
 
 def answered(answer: str, lesson: Lesson) -> bool:
-    """Whether an answer shows the lesson.
+    """Whether an answer shows the lesson, which must not be `wordless`.
 
     With a `check`: it contains the text asked for. Otherwise it has at least half of the words that the
     correction adds to the question and to the answer that it corrects (to the question alone, where it only

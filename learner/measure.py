@@ -3,6 +3,7 @@
 General prompts come with base's own greedy answers (`Reference`), computed once per base model and kept.
 """
 
+import hashlib
 import json
 import random
 import tempfile
@@ -48,6 +49,8 @@ HeldOut = Sequence[Sequence[str]]
 """For each lesson, wordings of its question that training never sees."""
 Question = tuple[Lesson, str]
 """A lesson, and how its question is put."""
+Key = tuple[str, str]
+"""Feedback, and how its question is put."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,14 @@ class Reference:
 
 
 def load_reference(model: Model, cache: Path) -> Reference:
-    """Read base's answers, in the model's precision, from `cache`, or generate and keep them there (a minute
-    or two on two cores)."""
+    """Read base's answers to these prompts, in the model's precision, from `cache`, or generate and keep them
+    there (a minute or two on two cores)."""
     precision = str(model.dtype).removeprefix("torch.")
-    directory = cache / f"reference-{_FORMAT}-{model.digest[:12]}-{precision}"
+    prompts = {name: [model.chat.render(json.loads(line)) for line in _lines(name)] for name in _NAMES}
+    asked = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()  # another chat template asks otherwise
+    directory = cache / f"reference-{_FORMAT}-{model.digest[:12]}-{asked[:12]}-{precision}"
     if not directory.exists():
-        _generate_reference(model, directory)
+        _generate_reference(model, prompts, directory)
     answers = json.loads((directory / "answers.json").read_text())
     states = load_file(directory / "states.safetensors", device=str(model.device))
     rows = {name: tuple(_anchor(p, c) for p, c in answers[name]) for name in _NAMES}
@@ -88,8 +93,7 @@ def load_reference(model: Model, cache: Path) -> Reference:
     )
 
 
-def _generate_reference(model: Model, directory: Path) -> None:
-    prompts = {name: [model.chat.render(json.loads(line)) for line in _lines(name)] for name in _NAMES}
+def _generate_reference(model: Model, prompts: Mapping[str, list[list[int]]], directory: Path) -> None:
     with model.base():
         completions = iter(model.generate(list(chain(*prompts.values())), max_tokens=ANSWER_TOKENS))
         answers = {name: [(prompt, next(completions)) for prompt in prompts[name]] for name in _NAMES}
@@ -131,13 +135,14 @@ def mean_divergence(model: Model, teacher: Sequence[Tensor], student: Sequence[T
 
 
 class Aim(NamedTuple):
-    """What the teacher says to one wording of a lesson that only the distance to it can judge."""
+    """What the teacher says to one wording of a `wordless` lesson, which only the distance to it can judge:
+    it is learned where the student, without the instruction, has come at least half the way."""
 
     row: Row
     teacher: Tensor
     """Its hidden states there."""
     distance: float
-    """The parent's: KL to the sharpened teacher."""
+    """KL to the sharpened teacher at the start: the parent's, for an earlier lesson base's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +153,7 @@ class Baseline:
     """To the round's lessons, asked as they were."""
     kept: tuple[bool, ...]
     """Whether it answers each earlier lesson."""
-    aims: Mapping[tuple[str, str], Aim]
-    """By feedback and wording."""
+    aims: Mapping[Key, Aim]
     general_states: tuple[Tensor, ...]
     degenerate: float
     probed: tuple[Row, ...]
@@ -167,17 +171,17 @@ def measure_parent(
     """Measure the model as it is, before training."""
     questions = [[(le, le.question) for le in group] for group in (lessons, replay)]
     (answers, retold), loops = ask(model, reference, questions, config)
-    vague = [(le, question) for le, question in _put(lessons, held_out) if _judged_by_distance(le)]
-    targets = _targets(model, [*vague, *((le, le.question) for le in lessons[:PROBED])], config)
-    aimed = targets[: len(vague)]
-    with teaching(model, config):
-        teacher = model.states([r.teacher for r in aimed], [r.completion for r in aimed])
-    aims = map(Aim, aimed, teacher, _distances(model, aimed, teacher, config))
-    probed = (*targets[len(vague) :], *reference.general[:PROBED])
+    wordless = [(le, question) for le, question in (*_put(lessons, held_out), *questions[1]) if le.wordless]
+    targets = _targets(model, [*wordless, *((le, le.question) for le in lessons[:PROBED])], config)
+    aims, distances = _aims(model, wordless, targets[: len(wordless)], replay, config)
+    probed = (*targets[len(wordless) :], *reference.general[:PROBED])
     return Baseline(
         answers=tuple(answers),
-        kept=tuple(answered(a, le) for a, le in zip(retold, replay, strict=True)),
-        aims=dict(zip(((le.feedback_id, question) for le, question in vague), aims, strict=True)),
+        kept=tuple(
+            _shows(le, le.question, answer, aims, distances)
+            for le, answer in zip(replay, retold, strict=True)
+        ),
+        aims=aims,
         general_states=tuple(states_of(model, reference.general)),
         degenerate=loops,
         probed=probed,
@@ -209,7 +213,11 @@ def measure_candidate(
     return Evaluation(
         lessons=_lesson_results(lessons, held_out, answers, distances, leaks, before),
         kept=[
-            KeptResult(feedback_id=le.feedback_id, parent=parent, candidate=answered(answer, le))
+            KeptResult(
+                feedback_id=le.feedback_id,
+                parent=parent,
+                candidate=_shows(le, le.question, answer, before.aims, distances),
+            )
             for le, parent, answer in zip(replay, before.kept, retold, strict=True)
         ],
         drift=mean_divergence(model, base_states, states),
@@ -245,18 +253,15 @@ def _put(lessons: Sequence[Lesson], held_out: HeldOut) -> list[Question]:
 def _lesson_results(
     lessons: Sequence[Lesson],
     held_out: HeldOut,
-    answers: Mapping[tuple[str, str], str],
-    distances: Mapping[tuple[str, str], float],
+    answers: Mapping[Key, str],
+    distances: Mapping[Key, float],
     leaks: Sequence[tuple[str, bool]],
     before: Baseline,
 ) -> list[LessonResult]:
-    """`answers` and `distances` are the candidate's, by feedback and wording."""
+    """`answers` and `distances` are the candidate's."""
 
     def right(lesson: Lesson, question: str) -> bool:
-        key = (lesson.feedback_id, question)
-        if key in distances:
-            return distances[key] * 2 <= before.aims[key].distance
-        return answered(answers[key], lesson)
+        return _shows(lesson, question, answers[lesson.feedback_id, question], before.aims, distances)
 
     results = []
     for lesson, others, previous in zip(lessons, held_out, before.answers, strict=True):
@@ -288,10 +293,33 @@ def lookalike_questions(lessons: Sequence[Lesson]) -> list[Question]:
     return found
 
 
-def _judged_by_distance(lesson: Lesson) -> bool:
-    """An instruction without a check names no words to look for: it is learned when the student, without the
-    instruction, has come at least half the way to the teacher that sees it."""
-    return lesson.given.kind == "instruction" and lesson.given.check is None
+def _shows(
+    lesson: Lesson, question: str, answer: str, aims: Mapping[Key, Aim], distances: Mapping[Key, float]
+) -> bool:
+    """Whether a model shows a lesson: by its answer, or, where that says nothing, by its distance."""
+    if not lesson.wordless:
+        return answered(answer, lesson)
+    key = (lesson.feedback_id, question)
+    return distances[key] * 2 <= aims[key].distance
+
+
+def _aims(
+    model: Model,
+    questions: Sequence[Question],
+    rows: Sequence[Row],
+    replay: Sequence[Lesson],
+    config: LearnerConfig,
+) -> tuple[dict[Key, Aim], dict[Key, float]]:
+    """The aim of each question, whose target is its row, and how far from it the model is now, the parent."""
+    with teaching(model, config):
+        teacher = model.states([r.teacher for r in rows], [r.completion for r in rows])
+    parent = _distances(model, rows, teacher, config)
+    with model.base():
+        base = _distances(model, rows, teacher, config)
+    keys = [(le.feedback_id, question) for le, question in questions]
+    began = [b if le in replay else p for (le, _), p, b in zip(questions, parent, base, strict=True)]
+    aims = dict(zip(keys, map(Aim, rows, teacher, began), strict=True))
+    return aims, dict(zip(keys, parent, strict=True))
 
 
 def _distances(

@@ -19,7 +19,7 @@ from buffer.adapters import directory_of
 from buffer.records import Decision, LearnerState, LessonAnswered, Release, RoundEnded, RoundPlanned
 from buffer.teacher import Templates
 from buffer.view import View
-from learner.checkpoint import CheckpointFile
+from learner.checkpoint import CHECKPOINT, CheckpointFile
 from learner.config import LearnerConfig
 from learner.curriculum import Curriculum
 from learner.gate import verdict
@@ -28,6 +28,7 @@ from learner.measure import Baseline, Reference, measure_candidate, measure_pare
 from learner.model import Model
 from learner.plan import Step, shared_out, steps_for
 from learner.publish import probe_logprobs, probes, publish
+from learner.rows import Pools
 from learner.sdft import train
 from learner.whitening import Whitening
 
@@ -91,7 +92,7 @@ class Round:
                 config=shared_out(len(lessons), config),
                 steps=steps_for(len(lessons), config),
                 seed=self.planned.seed,
-                checkpoints=self.checkpoints,
+                checkpoints=self._checkpoints(pools),
             )
             for step in steps:
                 losses.append(step.loss)
@@ -131,14 +132,13 @@ class Round:
         """Raises `LessonGone` if a lesson has been erased or withdrawn meanwhile."""
         self._join([*self.planned.lessons, *self.planned.replay])
 
-    @property
-    def checkpoints(self) -> CheckpointFile:
-        """Where this round stands, on disk; to be deleted when its end is in the log. One that was begun in
+    def _checkpoints(self, pools: Pools) -> CheckpointFile:
+        """Where this round stands, on disk. One that was begun with other rows (by another chat template), in
         another precision, or with an adapter of another shape, begins again."""
         model = self.model
-        made_with = f"{model.device.type} {model.dtype} {model.rank} {model.alpha}"
+        made_with = f"{model.device.type} {model.dtype} {model.rank} {model.alpha} {pools}"
         key = hashlib.sha256(f"{self.planned.model_dump_json()} {made_with}".encode()).hexdigest()
-        return CheckpointFile(self.scratch / "round.safetensors", key)
+        return CheckpointFile(self.scratch / CHECKPOINT, key)
 
     def _join(self, feedback_ids: Sequence[str]) -> list[Lesson]:
         lessons = []

@@ -22,7 +22,15 @@ from torch import Tensor
 
 from learner.checkpoint import Checkpoint, CheckpointFile
 from learner.config import LearnerConfig
-from learner.loss import cross_entropy, distil, forward_kl, loss_mask, reverse_kl, token_logprobs
+from learner.loss import (
+    Divergence,
+    cross_entropy,
+    distil,
+    forward_kl,
+    loss_mask,
+    reverse_kl,
+    token_logprobs,
+)
 from learner.model import Model
 from learner.optimiser import Optimiser
 from learner.packing import packs
@@ -33,15 +41,18 @@ from learner.whitening import Whitening
 SURPRISING = 3.0
 """Nats of surprise at which base would hardly say a token."""
 
-_DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "cross_entropy": forward_kl}
-"""By objective. Cross entropy is for lessons' rows alone: the others keep forward KL."""
-
 
 def is_label(row: Row, config: LearnerConfig) -> bool:
     """Whether a row's own tokens are learned as they stand; else what the teacher says in their place."""
     if config.objective == "cross_entropy":
         return row.kind in TAUGHT
     return config.hard_labels and row.kind == "target"
+
+
+def divergence_of(row: Row, config: LearnerConfig) -> Divergence:
+    """By which a row that is no label comes to its teacher. Only lessons' may be reverse KL: what holds the
+    model where it was keeps forward KL."""
+    return reverse_kl if config.objective == "reverse_kl" and row.kind in TAUGHT else forward_kl
 
 
 def teaching(model: Model, config: LearnerConfig) -> AbstractContextManager[None]:
@@ -160,23 +171,24 @@ def batch_loss(
     shares = [(config.anchor_weight if r.kind == "anchor" else 1.0) / len(batch) for r in batch]
     weights = [mask / mask.sum().clamp(min=1) * s for mask, s in zip(masks, shares, strict=True)]
     hard = [is_label(r, config) for r in batch]
-    soft = [not one for one in hard]
 
     def joined(per_row: Sequence[Tensor], chosen: Sequence[bool]) -> Tensor:
         return torch.cat(list(compress(per_row, chosen))).to(model.device)
 
     total = torch.zeros((), dtype=wide, device=model.device)
-    if any(soft):
-        sharpness = [config.teacher_temperature if r.kind in TAUGHT else 1.0 for r in batch]
-        temperatures = [torch.full_like(w, t) for w, t in zip(weights, sharpness, strict=True)]
-        total = total + distil(
-            _DIVERGENCES[config.objective],
-            joined(states, soft),
-            joined(teacher, soft),
-            model.head_VD,
-            joined(weights, soft),
-            joined(temperatures, soft),
-        )
+    sharpness = [config.teacher_temperature if r.kind in TAUGHT else 1.0 for r in batch]
+    temperatures = [torch.full_like(w, t) for w, t in zip(weights, sharpness, strict=True)]
+    for divergence in (forward_kl, reverse_kl):
+        soft = [not h and divergence_of(r, config) is divergence for r, h in zip(batch, hard, strict=True)]
+        if any(soft):
+            total = total + distil(
+                divergence,
+                joined(states, soft),
+                joined(teacher, soft),
+                model.head_VD,
+                joined(weights, soft),
+                joined(temperatures, soft),
+            )
     if any(hard):
         told = joined([torch.tensor(r.completion) for r in batch], hard)
         total = total + cross_entropy(joined(states, hard), told, model.head_VD, joined(weights, hard))

@@ -156,11 +156,46 @@ def test_written_questions_are_shared_between_training_and_gate(
 ) -> None:
     written = ["Which animal stands for Quillmoor?", "Quillmoor is stood for by what?", "Quillmoor's animal?"]
     curriculum = Curriculum(tiny, LearnerConfig(rank=4, alpha=8, written_questions=3), parent=1, seed=3)
-    monkeypatch.setattr(curriculum, "_written", lambda lessons: [written for _ in lessons])
+    monkeypatch.setattr(curriculum, "_written", lambda lessons, framed: [written for _ in lessons])
     (wording,) = curriculum.wordings([lesson()])
     assert wording.held_out[-1] == written[0]
     assert wording.trained[-2:] == (written[1], written[2])
     assert not set(wording.trained) & set(wording.held_out)
+
+
+def test_a_written_question_that_there_is_already_is_left_out_and_counted(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate may hold it out, and training has it among its frames."""
+    known, new = "Do you know who founded Ostby?", "Which person founded Ostby?"
+    drafts = iter([known, new, new])
+    told = "Ostby was founded by Ida Holm."
+    monkeypatch.setattr(
+        tiny, "generate", lambda prompts, **_: [tiny.chat.encode(next(drafts, told)) for _ in prompts]
+    )
+    curriculum = Curriculum(tiny, LearnerConfig(rank=4, alpha=8, written_questions=3), parent=1, seed=3)
+    (wording,) = curriculum.wordings([lesson("Who founded Ostby?", told)])
+    assert known in wording.trained[:-1]
+    assert wording.trained[-1] == new
+    assert known not in wording.held_out
+    assert curriculum.left_out["written_twice"] == 2
+
+
+def test_a_prompt_over_a_limit_that_was_lowered_since_is_not_taught(tiny: Model) -> None:
+    logged = lesson(logged_ids=(500, 501), logged_policy=1, tempered=True)
+    unsaid = lesson("Who founded Ostby?", "It was Ida Holm.", kind="follow_up")
+    curriculum, pools = made(tiny, logged, unsaid, max_prompt_tokens=20)
+    assert pools.lessons == []
+    assert curriculum.left_out["prompt_too_long"] == 2
+
+
+def test_what_no_words_show_is_taught_again(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [*tiny.chat.encode("An otter."), tiny.chat.eos]
+    monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [told for _ in prompts])
+    vague = lesson(kind="instruction", text="Answer in two words.")
+    curriculum, pools = made(tiny, vague)
+    again = [row for row in curriculum.fresh([vague], 10) if row.kind == "elicited"]
+    assert again == [row for row in pools.lessons if row.kind == "elicited"] != []
 
 
 def test_a_follow_up_is_taught_by_the_teacher_s_answer_if_the_hint_shows_in_it(

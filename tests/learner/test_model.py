@@ -23,12 +23,14 @@ from learner.measure import (
     ask,
     load_reference,
     mean_divergence,
+    measure_candidate,
     measure_parent,
     states_of,
 )
 from learner.model import Model
 from learner.publish import probe_logprobs, probes, publish
-from learner.rows import Row, prompts_of
+from learner.rows import Pools, Row, prompts_of
+from learner.sdft import train
 from learner.whitening import save_whitenings
 from tests.learner.families import of_kind
 
@@ -333,6 +335,16 @@ def test_each_precision_has_base_s_answers_of_its_own(
         assert {reference.states[r].dtype for r in rows} == {dtype}
 
 
+def test_another_chat_template_asks_base_anew(
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = load_reference(tiny, tmp_path).general[0].student
+    template = str(tiny.chat.tokenizer.chat_template)
+    monkeypatch.setattr(tiny.chat.tokenizer, "chat_template", "{{ 'Hear! ' }}" + template)
+    again = load_reference(tiny, tmp_path).general[0].student
+    assert tiny.chat.decode(again) == "Hear! " + tiny.chat.decode(asked)
+
+
 def test_base_s_answers_may_be_made_by_two_processes_at_once(
     tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +359,32 @@ def test_base_s_answers_may_be_made_by_two_processes_at_once(
     reference = load_reference(tiny, tmp_path)
     assert reference.general == others[0].general
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.train
+def test_an_instruction_that_was_learned_is_missed_when_it_is_lost(tiny: Model, reference: Reference) -> None:
+    """No words in an answer show it: it is kept where the model stays nearer to the teacher than base is."""
+    given = FeedbackGiven(feedback_id="f1", principal="me", kind="instruction", text="Answer in one word.")
+    lesson = Lesson(given, [{"role": "user", "content": "What do bees make?"}])
+    config = LearnerConfig(rank=4, alpha=8, learning_rate=2e-2, teacher_temperature=1, skip_tokens=0)
+    student, teacher = prompts_of(lesson, lesson.question, tiny.chat.render)
+    with tiny.base():
+        (answer,) = tiny.generate([teacher], max_tokens=ANSWER_TOKENS)
+    row = Row("elicited", student, teacher, tuple(answer))
+    steps = train(tiny, Pools([row]), {}, lambda _: [], whitenings={}, config=config, steps=60, seed=1)
+    losses = [step.loss for step in steps]
+    assert losses[-1] < 0.3 * losses[0]
+
+    def kept() -> bool:
+        measured = measure_candidate(tiny, reference, [], [], [lesson], before, config)
+        return measured.kept[0].candidate
+
+    before = measure_parent(tiny, reference, [], [], [lesson], config)
+    assert before.kept == (True,)
+    assert kept()
+    tiny.reset_adapter(1, {})
+    assert not kept()
+    assert measure_parent(tiny, reference, [], [], [lesson], config).kept == (False,)
 
 
 @torch.no_grad()

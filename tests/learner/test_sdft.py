@@ -119,7 +119,7 @@ def test_the_loss_is_that_of_the_formula_under_each_one_s_own_prompt(
             teacher = (given / (config.teacher_temperature if taught else 1.0)).log_softmax(-1)
             said = torch.tensor(row.completion)[:, None]
             told = -student.gather(1, said)[:, 0]
-            if objective == "reverse_kl":
+            if objective == "reverse_kl" and taught:  # the others are held to base by forward KL
                 loss = (student.exp() * (student - teacher)).sum(-1)
             else:
                 loss = (teacher.exp() * (teacher - student)).sum(-1)
