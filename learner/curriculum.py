@@ -44,6 +44,8 @@ class Curriculum:
     left_out: Counter[str] = field(default_factory=Counter)
     _targets: dict[str, list[int]] = field(default_factory=dict)
     _target_rows: dict[str, list[Row]] = field(default_factory=dict)
+    _well_taught: set[str] = field(default_factory=set)
+    """Lessons whose teacher answers right: what the student says may be drawn to it."""
 
     @property
     def limits(self) -> Limits:
@@ -103,8 +105,10 @@ class Curriculum:
         """
         rated = [le for le in replay if le.given.kind == "rating"]
         earlier, _ = self.teachable([le for le in replay if le.given.kind != "rating"])
+        right = self._right_teachers(lessons)
+        self._well_taught = {le.feedback_id for le in right}
         return Pools(
-            lessons=self._taught(lessons, wordings) + self._reuse(lessons),
+            lessons=self._taught(lessons, wordings) + self._reuse(right),
             replay=self._taught(earlier, [self._framed(le) for le in earlier])
             + [self._rated(le) for le in rated],
             lookalikes=self._lookalikes(lessons, earlier),
@@ -135,12 +139,29 @@ class Curriculum:
             seed=self.seed + step,
         )
         rows: list[Row] = []
-        if self.config.objective != "cross_entropy":
-            rows += [Row("fresh", *p, tuple(c)) for p, c in zip(prompts, completions, strict=True)]
+        for lesson, put, completion in zip(lessons, prompts, completions, strict=True):
+            if lesson.feedback_id in self._well_taught:
+                rows.append(Row("fresh", *put, tuple(completion)))
         for lesson, completion in zip(lessons, completions, strict=True):
             if lesson.wordless or not answered(self.model.chat.decode(completion), lesson):
                 rows += self._target_rows[lesson.feedback_id]
         return rows
+
+    def _right_teachers(self, lessons: Sequence[Lesson]) -> list[Lesson]:
+        """Those whose teacher, with the correction in its context, answers right. What no words show is taken
+        on trust."""
+        if self.config.objective == "cross_entropy":
+            return []
+        prompts = [prompts_of(le, le.question, self.model.chat.render)[1] for le in lessons]
+        with teaching(self.model, self.config):
+            answers = self.model.generate(prompts, max_tokens=self._room(lessons))
+        right = [
+            le
+            for le, answer in zip(lessons, answers, strict=True)
+            if le.wordless or answered(self.model.chat.decode(answer), le)
+        ]
+        self.left_out["teacher_wrong"] += len(lessons) - len(right)
+        return right
 
     def _room(self, lessons: Sequence[Lesson]) -> list[int]:
         return [answer_room(le, self.model.chat.answer, self.config) for le in lessons]

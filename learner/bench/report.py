@@ -65,16 +65,8 @@ def _best(run: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _facts(title: str, runs: Runs, known: Mapping[str, Any]) -> Table:
-    heads = [
-        "",
-        "lessons",
-        *(f"{group} %" for group in GROUPS),
-        "drift",
-        "steps",
-        "s",
-        "s / fact",
-        "k tokens / fact",
-    ]
+    paid = ("steps", "s", "s / fact", "k tokens / fact")
+    heads = ["", "lessons", *(f"{group} %" for group in GROUPS), "drift", *paid]
     rows = []
     for name, who in UNTAUGHT.items():
         shares = [f"{100 * known['facts'][name][group]:.0f}" for group in GROUPS]

@@ -1,5 +1,6 @@
 """Rows from lessons, on a tiny random model: which there are, towards whom, and what is left out."""
 
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -31,6 +32,15 @@ def made(
     curriculum = Curriculum(model, settings, parent=1, seed=3)
     taught, _ = curriculum.teachable(lessons)
     return curriculum, curriculum.pools(taught, replay, curriculum.wordings(taught), [])
+
+
+def answers(model: Model, monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
+    """Have the model say `texts`, one to each prompt, or the only one to all."""
+
+    def generate(prompts: list[Any], **_: Any) -> list[list[int]]:
+        return [model.chat.encode(text) for _, text in zip(prompts, cycle(texts), strict=False)]
+
+    monkeypatch.setattr(model, "generate", generate)
 
 
 def said(model: Model, row: Row) -> str:
@@ -135,8 +145,9 @@ def test_a_right_answer_over_the_limit_is_not_taught(tiny: Model) -> None:
     [((), 1, "nothing_logged"), ((500, 501), 1, None), ((500, 501), -5, "policy_too_old")],
 )
 def test_reuse_is_gated_and_counted(
-    tiny: Model, logged: tuple[int, ...], policy: int, reason: str | None
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, logged: tuple[int, ...], policy: int, reason: str | None
 ) -> None:
+    answers(tiny, monkeypatch, "It is an otter.")
     taught = lesson(logged_ids=logged, logged_policy=policy, tempered=True)
     curriculum, pools = made(tiny, taught)
     reused = [row for row in pools.lessons if row.kind == "reuse"]
@@ -144,6 +155,17 @@ def test_reuse_is_gated_and_counted(
     assert reason is None or curriculum.left_out[reason] == 1
     _, without = made(tiny, taught, reuse=False)
     assert not any(row.kind == "reuse" for row in without.lessons)
+
+
+def test_a_student_is_not_drawn_to_a_teacher_that_answers_wrong(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The correction's own words are taught all the same."""
+    answers(tiny, monkeypatch, "It is a cat.")
+    taught = lesson(logged_ids=(500, 501), logged_policy=1, tempered=True)
+    curriculum, pools = made(tiny, taught)
+    assert curriculum.left_out["teacher_wrong"] == 1
+    assert {row.kind for row in (*pools.lessons, *curriculum.fresh([taught], 10))} == {"target"}
 
 
 def test_written_questions_that_do_not_pass_are_counted(tiny: Model) -> None:
@@ -223,11 +245,12 @@ def test_what_the_student_still_gets_wrong_is_taught_again(
     tiny: Model, monkeypatch: pytest.MonkeyPatch, objective: str, fresh: int
 ) -> None:
     lessons = lesson(), lesson("What is the mascot of Ostby?", "The mascot of Ostby is a heron.")
+    answers(tiny, monkeypatch, "It is an otter.", "It is a heron.")
     curriculum, pools = made(tiny, *lessons, objective=objective)
-    answers = [tiny.chat.encode("It is a cat."), tiny.chat.encode("It is a heron.")]
-    monkeypatch.setattr(tiny, "generate", lambda prompts, **_: answers)
+    said = [tuple(tiny.chat.encode(text)) for text in ("It is a cat.", "It is a heron.")]
+    answers(tiny, monkeypatch, "It is a cat.", "It is a heron.")
     rows = curriculum.fresh(lessons, 10)
-    assert [row.completion for row in rows if row.kind == "fresh"] == [tuple(a) for a in answers][:fresh]
+    assert [row.completion for row in rows if row.kind == "fresh"] == said[:fresh]
     missed = [row for row in pools.lessons if "otter" in tiny.chat.decode(row.completion)]
     assert [row for row in rows if row.kind == "target"] == missed != []
 

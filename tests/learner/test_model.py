@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,26 +49,37 @@ def randomise(model: Model, seed: int = 3) -> None:
     model.load_adapter({k: 0.3 * torch.randn(v.shape, generator=g) for k, v in model.adapter_state().items()})
 
 
-@torch.no_grad()
-def test_scores_align_with_decoding_one_token_at_a_time(tiny: Model) -> None:
+@pytest.fixture
+def fp32(tiny: Model) -> Model:
+    """With an adapter that does something."""
+    tiny.peft.float()
     randomise(tiny)
-    prompt, completion = PROMPTS[0], COMPLETIONS[0]
-    expected = []
-    for k, token in enumerate(completion):
-        logits = tiny.peft(input_ids=torch.tensor([[*prompt, *completion[:k]]])).logits[0, -1]
-        expected.append(float(logits.float().log_softmax(-1)[token]))
-    assert torch.allclose(scores(tiny, prompt, completion), torch.tensor(expected), atol=0.05)
+    return tiny
 
 
 @torch.no_grad()
-def test_neighbours_do_not_change_a_row(tiny: Model) -> None:
-    randomise(tiny)
+def test_scores_align_with_decoding_one_token_at_a_time(fp32: Model) -> None:
+    """Under the student's prompt, and under the teacher's, which is another and longer."""
+    completion = COMPLETIONS[2]
+    for prompt, context in ((PROMPTS[0], fp32.base), (PROMPTS[1], fp32.base), (PROMPTS[0], nullcontext)):
+        with context():
+            expected = []
+            for k, token in enumerate(completion):
+                logits = fp32.peft(input_ids=torch.tensor([[*prompt, *completion[:k]]])).logits[0, -1]
+                expected.append(float(logits.log_softmax(-1)[token]))
+            together = fp32.hidden([[1, 2], prompt], [[5], completion])[1]
+            found = token_logprobs(together, fp32.head_VD, torch.tensor(completion))
+        assert torch.allclose(found, torch.tensor(expected), atol=1e-4)
+
+
+@torch.no_grad()
+def test_neighbours_do_not_change_a_row(fp32: Model) -> None:
     prompts, completions = [*PROMPTS, PROMPTS[0], PROMPTS[0]], [*COMPLETIONS, COMPLETIONS[1], COMPLETIONS[0]]
-    together = tiny.hidden(prompts, completions)
+    together = fp32.hidden(prompts, completions)
     for prompt, completion, state in zip(prompts, completions, together, strict=True):
-        (alone,) = tiny.hidden([prompt], [completion])
+        (alone,) = fp32.hidden([prompt], [completion])
         assert alone.shape == state.shape == (len(completion), 32)
-        assert torch.allclose(alone.float(), state.float(), atol=0.1)
+        assert torch.allclose(alone, state, atol=1e-5)
 
 
 def test_greedy_generation_is_the_argmax_whatever_the_batch(tiny: Model) -> None:
