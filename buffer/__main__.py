@@ -10,7 +10,7 @@ from buffer import files, logs
 from buffer.backend import journal_path
 from buffer.config import BufferConfig, ConfigError, Shared, load
 from buffer.journal import Journal
-from buffer.log import BufferError
+from buffer.log import BufferError, LogMisconfigured
 
 logger = logging.getLogger("buffer")
 
@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         return _relay(shared, config, options.drain)
+    except LogMisconfigured as error:
+        return _fail(error, 2)
     except BufferError as error:
         return _fail(error, 1)
 

@@ -13,6 +13,7 @@ Between machines `buffer.store` carries the directories.
 import hashlib
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,6 +90,16 @@ def base_digest(model: Path) -> str:
     for path in sorted(model.glob("*.safetensors")):
         whole.update(f"{path.name} {sha256_file(path)}\n".encode())
     return whole.hexdigest()
+
+
+def made_in(root: Path, round_number: int) -> list[Release]:
+    """The releases under `root` that a round published, whether or not the log names them."""
+    found = []
+    for path in root.glob(f"[0-9]*/{MANIFEST}"):
+        raw = path.read_bytes()
+        with suppress(ValidationError):
+            found += [release_of(raw)] if Manifest.model_validate_json(raw).round == round_number else []
+    return found
 
 
 def release_of(manifest_bytes: bytes) -> Release:

@@ -9,7 +9,8 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = 2.0
 """Pause before reading again from a log that could not be read."""
+LATE_S = 1.0
+"""How often to look for what came later than its erasure."""
 
 
 class Buffer:
@@ -50,6 +53,7 @@ class Buffer:
         self._absorber = threading.Thread(target=self._absorb, name="buffer-absorber", daemon=True)
         self._absorber.start()
         self._follower = threading.Thread(target=self._follow, name="buffer-follower", daemon=True)
+        self._look_at = 0.0
 
     def recall(self) -> None:
         """Bring what earlier processes appended here into the view, before it comes back from a broker.
@@ -62,7 +66,8 @@ class Buffer:
                 continue
             after = self.view.all_seen(last.source, stream)
             while records := self.log.appended(stream, after):
-                self.view.absorb([one for one in records if not self.view.knows(one.id)])
+                # a tombstone has its record's id
+                self.view.absorb([r for r in records if r.data is None or not self.view.knows(r.id)])
                 after = records[-1].sequence
 
     def start(self) -> None:
@@ -154,11 +159,13 @@ class Buffer:
                 while group[-1] is not None:
                     group.append(self._on_disk.get_nowait())
             arrived = [one for one in group if one is not None]
+            written = [record for records, _ in arrived for record in records]
             try:
-                self.view.absorb([record for records, _ in arrived for record in records])
+                self.view.absorb(written)
+                self._erase_late({record.id for record in written})
             except Exception as failure:
                 # It is on disk, which is what counts. The follower brings it into the view in time.
-                logger.warning("what was appended cannot be seen yet: %r", failure)
+                logger.warning("what was appended is not known to the view yet: %r", failure)
             for _, visible in arrived:
                 visible.set_result(None)
             if group[-1] is None:
@@ -168,6 +175,7 @@ class Buffer:
         while not self._stopping.is_set():
             try:
                 self._pump(wait_s=0.5)
+                self._look_after_erasures()
             except LogUnavailable as error:
                 logger.warning("the log cannot be read, trying again: %s", error)
                 self._stopping.wait(RETRY_S)
@@ -186,3 +194,27 @@ class Buffer:
                     decided.set_result(None)
             if news and self._on_news is not None:
                 self._on_news(news)
+
+    def _look_after_erasures(self) -> None:
+        """Now and then, finish what an erasure had to leave: here it was not known yet, or could not be done.
+
+        What is overdue for no more than a moment may have its tombstone on the way in another stream; that a
+        few are then appended twice does no harm.
+        """
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LATE_S
+            self.view.scrub()
+            self._erase_late()
+
+    def _erase_late(self, ids: Container[str] | None = None) -> None:
+        """Append the tombstones of records that came after the erasure of what they are about: of these ids,
+        or of any."""
+        late = [one for one in self.view.overdue(self.now()) if ids is None or one.id in ids]
+        if late:
+            logger.info("erasing %d records that came later than their erasure", len(late))
+            self.append(late).add_done_callback(_tell_failure)
+
+
+def _tell_failure(done: "Future[None]") -> None:
+    if (error := done.exception()) is not None:
+        logger.warning("what came later than its erasure is still in the log, trying again: %s", error)

@@ -72,18 +72,20 @@ def find(
     order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
     hit, arguments = wanted.hit()
     window = WINDOW if hit else limit
-    position = None if after is None else rows(_POSITION, after)
-    if position == []:
-        return []
+    position: tuple[float, str] | None = None
+    if after is not None:
+        if not (known := rows(_POSITION, after)):
+            return []
+        position = known[0]
     found = list[Exchange]()
     while len(found) < limit:
         where, bound = ["asked IS NOT NULL"], list(arguments)
         if principal is not None:
             where.append("principal = ?")
             bound.append(principal)
-        if position:
+        if position is not None:
             where.append(f"(created, completion_id) {beyond} (?, ?)")
-            bound += position[0]
+            bound += position
         looked_at = rows(
             f"SELECT created, completion_id, {hit or 1} FROM exchanges e WHERE {' AND '.join(where)}"  # noqa: S608
             f" ORDER BY created {order}, completion_id {order} LIMIT ?",
@@ -94,7 +96,7 @@ def find(
         found += [Exchange.of(*row) for id_ in hits for row in rows(_ONE, id_) if row[1] is not None]
         if len(looked_at) < window:
             break
-        position = [looked_at[-1][:2]]
+        position = looked_at[-1][:2]
     return found
 
 

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,33 @@ def lock(path: Path) -> int | None:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+@contextlib.contextmanager
+def scratch(folder: Path, prefix: str) -> Iterator[Path]:
+    """A directory of one's own in `folder`, deleted afterwards. Those that the killed have left go first.
+
+    A lock says that its owner lives. Its process id would not: processes of two containers share files, and
+    may have the same.
+    """
+    make_directory(folder)
+    clear_scratch(folder, prefix)
+    made = Path(tempfile.mkdtemp(dir=folder, prefix=prefix))
+    while (held := lock(made / "lock")) is None:  # somebody who clears was faster, and deletes it
+        made = Path(tempfile.mkdtemp(dir=folder, prefix=prefix))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        os.close(held)
+
+
+def clear_scratch(folder: Path, prefix: str) -> None:
+    """Delete what is left of `scratch` directories whose owners are dead."""
+    for left in folder.glob(f"{prefix}*"):
+        if (held := lock(left / "lock")) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(held)
 
 
 def sync(path: Path) -> None:

@@ -349,8 +349,11 @@ def _migrate(db: sqlite3.Connection) -> None:
             for statement in FROM_1:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {VERSION}")
-    finally:
         db.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("ROLLBACK")  # SQLite has done so itself after some errors
+        raise
 
 
 def _restored(record: Record) -> tuple[Any, ...]:

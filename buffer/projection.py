@@ -34,7 +34,7 @@ from buffer.records import (
     UnreadableRecord,
 )
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 SCHEMA = """
 CREATE TABLE positions (stream TEXT, partition INT, offset INT,
                         PRIMARY KEY (stream, partition)) WITHOUT ROWID;
@@ -51,7 +51,7 @@ CREATE TABLE feedback (feedback_id TEXT PRIMARY KEY, principal TEXT, completion_
                        withdrawn INT NOT NULL DEFAULT 0, erased INT NOT NULL DEFAULT 0, erased_at REAL);
 CREATE INDEX feedback_by_exchange ON feedback (completion_id);
 CREATE INDEX feedback_by_question ON feedback (principal, question);
-CREATE UNIQUE INDEX feedback_by_key ON feedback (principal, idempotency_key);
+CREATE INDEX feedback_by_key ON feedback (principal, idempotency_key);
 CREATE TABLE withdrawals (feedback_id TEXT PRIMARY KEY, by TEXT, at REAL) WITHOUT ROWID;
 CREATE TABLE decisions (feedback_id TEXT PRIMARY KEY, decision TEXT, reason TEXT, detail TEXT,
                         at REAL) WITHOUT ROWID;
@@ -67,8 +67,9 @@ CREATE TABLE keys (principal TEXT PRIMARY KEY, added BLOB, at REAL) WITHOUT ROWI
 CREATE TABLE requests (request_id TEXT PRIMARY KEY, requested BLOB, at REAL, answered INT) WITHOUT ROWID;
 CREATE TABLE latest (what TEXT PRIMARY KEY, payload BLOB, at REAL) WITHOUT ROWID;
 CREATE TABLE records (record_id TEXT PRIMARY KEY, stream TEXT, type TEXT, partition_key TEXT,
-                      subject TEXT) WITHOUT ROWID;
+                      subject TEXT, overdue INT NOT NULL) WITHOUT ROWID;
 CREATE INDEX records_by_subject ON records (subject);
+CREATE INDEX records_overdue ON records (record_id) WHERE overdue;
 CREATE TABLE poison (record_id TEXT PRIMARY KEY, type TEXT, why TEXT) WITHOUT ROWID;
 """
 
@@ -149,7 +150,8 @@ def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
             db.execute("UPDATE feedback SET withdrawn = 1 WHERE feedback_id = ?", (payload.feedback_id,))
         case LessonAnswered():
             db.execute(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO answers SELECT ?1, ?2, ?3, ?4"
+                " WHERE NOT EXISTS (SELECT 1 FROM feedback WHERE feedback_id = ?1 AND erased)",
                 (payload.feedback_id, payload.round, payload.before, payload.answer),
             )
             _remember(db, record, payload.feedback_id)
@@ -197,9 +199,11 @@ def current_epoch(db: sqlite3.Connection, alias: str) -> int:
 
 
 def _remember(db: sqlite3.Connection, record: Record, subject: str) -> None:
-    """Keep what a later tombstone of this record needs."""
+    """Keep what a later tombstone of this record needs, which is overdue where its subject is erased."""
     db.execute(
-        "INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?)",
+        "INSERT OR IGNORE INTO records VALUES (?1, ?2, ?3, ?4, ?5,"
+        " EXISTS (SELECT 1 FROM exchanges WHERE completion_id = ?5 AND erased)"
+        " OR EXISTS (SELECT 1 FROM feedback WHERE feedback_id = ?5 AND erased))",
         (record.id, record.stream, record.type, record.partition_key, subject),
     )
 
@@ -259,6 +263,8 @@ def _feedback_given(db: sqlite3.Connection, given: FeedbackGiven, at: float) -> 
             erased,
         ),
     )
+    if erased:
+        _forget(db, given.feedback_id)  # what was said to it may have been read first
 
 
 def _alias_moved(db: sqlite3.Connection, moved: AliasMoved, at: float, record_id: str) -> None:
@@ -311,8 +317,11 @@ def _erase_feedback(db: sqlite3.Connection, subject: str, at: float) -> None:
         " WHERE feedback_id = ?1 OR completion_id = ?1",
         (subject, at),
     )
-    db.execute(
-        "DELETE FROM answers WHERE feedback_id IN"
-        " (SELECT feedback_id FROM feedback WHERE feedback_id = ?1 OR completion_id = ?1)",
-        (subject,),
-    )
+    _forget(db, subject)
+
+
+def _forget(db: sqlite3.Connection, subject: str) -> None:
+    """What was said to erased feedback; and tombstones are overdue for what is left of it in the log."""
+    its = "(SELECT feedback_id FROM feedback WHERE feedback_id = ?1 OR completion_id = ?1)"
+    db.execute(f"DELETE FROM answers WHERE feedback_id IN {its}", (subject,))  # noqa: S608
+    db.execute(f"UPDATE records SET overdue = 1 WHERE subject = ?1 OR subject IN {its}", (subject,))  # noqa: S608

@@ -19,7 +19,7 @@ from fsspec.core import url_to_fs
 
 from buffer.adapters import MANIFEST, AdapterInvalid, directory_of, read_manifest, verify_files
 from buffer.config import AdaptersConfig, ConfigError
-from buffer.files import make_directory, publish_directory
+from buffer.files import clear_scratch, make_directory, publish_directory, scratch
 from buffer.log import BufferError
 from buffer.records import Release
 from buffer.view import Alias, Round
@@ -122,28 +122,27 @@ class AdapterStore:
                 f"{release.directory} is not in {self.root}, and no [buffer.adapters] url is set", "missing"
             )
         directory = directory_of(self.root, release)
-        temporary = self._temporary(release)
         with self._reaching("fetch", release):
             raw = self._fs.cat_file(self._at(release, MANIFEST))
             manifest = read_manifest(raw, release)
-            shutil.rmtree(temporary, ignore_errors=True)
-            make_directory(temporary)
-            try:
+            # server and learner of one state directory may both be at it
+            with scratch(self.root, f".{release.directory}.fetched") as folder:
+                fetched = folder / release.directory
+                make_directory(fetched)
                 for name in manifest.files:
-                    self._fs.get_file(self._at(release, name), str(temporary / name))
-                (temporary / MANIFEST).write_bytes(raw)
-                verify_files(temporary, release)
+                    self._fs.get_file(self._at(release, name), str(fetched / name))
+                (fetched / MANIFEST).write_bytes(raw)
+                verify_files(fetched, release)
                 with suppress(FileExistsError):
-                    publish_directory(temporary, directory)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+                    publish_directory(fetched, directory)
 
     def remove(self, release: Release) -> None:
         """Delete a release that must not be served from here and from the store."""
-        shutil.rmtree(directory_of(self.root, release), ignore_errors=True)
+        directory_of(self.root, release)  # a name that no release has is not the store's fault
         if self.shared:
             with self._reaching("delete", release):
                 self._delete(release)
+        self._delete_here(release)
 
     def sweep(self, releases: Collection[Release], keep: Collection[int]) -> None:
         """Delete from this machine those of the log's `releases` that nothing keeps.
@@ -153,12 +152,9 @@ class AdapterStore:
         its way into it.
         """
         for release in beyond(releases, 0 if self.shared else self.keep, keep):
-            for temporary in (self._temporary(release), self._temporary(release, "deleted")):
-                shutil.rmtree(temporary, ignore_errors=True)
-            if self.here(release):
-                # under another name first: cut short, it leaves no half of a release under its own
-                shutil.rmtree(directory_of(self.root, release).rename(self._temporary(release, "deleted")))
-                logger.info("deleted %s from this machine", release.directory)
+            clear_scratch(self.root, f".{release.directory}.fetched")
+            shutil.rmtree(self._deleted(release), ignore_errors=True)
+            self._delete_here(release)
 
     def trim(self, releases: Sequence[Release], keep: Collection[int]) -> None:
         """Delete from the store those of the log's `releases` that are neither kept nor among the newest."""
@@ -176,6 +172,12 @@ class AdapterStore:
                     self._delete(release)
                 logger.info("deleted %s from the adapter store", release.directory)
 
+    def _delete_here(self, release: Release) -> None:
+        """Under another name first: cut short, it leaves no half of a release under its own."""
+        if self.here(release):
+            shutil.rmtree(directory_of(self.root, release).rename(self._deleted(release)))
+            logger.info("deleted %s from this machine", release.directory)
+
     def _delete(self, release: Release) -> None:
         with suppress(FileNotFoundError):
             self._fs.rm_file(self._at(release, MANIFEST))
@@ -185,8 +187,8 @@ class AdapterStore:
     def _at(self, release: Release, name: str = "") -> str:
         return f"{self._base.rstrip('/')}/{directory_of(Path(), release)}/{name}".rstrip("/")
 
-    def _temporary(self, release: Release, what: str = "fetched") -> Path:
-        return self.root / f".{directory_of(Path(), release)}.{what}"
+    def _deleted(self, release: Release) -> Path:
+        return self.root / f".{directory_of(Path(), release)}.deleted"
 
     @contextmanager
     def _reaching(self, what: str, release: Release) -> Iterator[None]:

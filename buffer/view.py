@@ -5,6 +5,8 @@ in log order, one transaction a batch, together with the positions they move to;
 (by source and sequence) changes nothing. What can be derived is derived (`buffer.fate`), never stored.
 """
 
+import logging
+import sqlite3
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from buffer.fate import Fate, FeedbackFact, Judged, Lineage, RoundFact, Status, 
 from buffer.files import make_directory
 from buffer.records import (
     AliasMoved,
+    ExchangeErased,
     FeedbackGiven,
     KeyAdded,
     LearnerReported,
@@ -32,7 +35,9 @@ from buffer.records import (
     RoundPlanned,
     RoundRequested,
 )
-from buffer.view_file import open_view
+from buffer.view_file import BUSY_MS, open_view
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +148,13 @@ class View:
             make_directory(Path(path).parent)
         self._lock = threading.RLock()
         self._db = open_view(path)
+        self._to_erase = True
+        """Erased bytes may be left in the write-ahead log, by a process that died for one."""
         self._judged: tuple[dict[int, RoundFact], Lineage] | None = None
         """What every fate depends on, until control or rounds say more."""
         self._keys: Keys | None = None
         """Asked for at every request; until control says more."""
+        self.scrub()
 
     def close(self) -> None:
         with self._lock:
@@ -219,10 +227,29 @@ class View:
                     projection.apply(self._db, record)
         self._forget(records)
 
+    def scrub(self) -> None:
+        """Take what was erased out of the write-ahead log as well.
+
+        While somebody else reads the file that cannot be done, and the next call tries again. It waits for
+        nobody, since all who ask the view would wait, too.
+        """
+        with self._lock:
+            if not self._to_erase:
+                return
+            self._db.execute("PRAGMA busy_timeout = 0")
+            try:
+                (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                self._to_erase = bool(busy)
+            except sqlite3.Error as error:
+                logger.warning("what was erased is not out of the view's file yet: %s", error)
+            finally:
+                self._db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+
     def _forget(self, records: Sequence[Record]) -> None:
-        """After an erasure, take what was erased out of the write-ahead log as well."""
-        if any(record.data is None for record in records):
-            self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        """After an erasure."""
+        if any(record.data is None or record.type == ExchangeErased.type for record in records):
+            self._to_erase = True
+        self.scrub()
 
     def _unseen(self, records: Sequence[Record]) -> list[Record]:
         """Those above the watermark of their source in their partition, which moves over them."""
@@ -277,10 +304,19 @@ class View:
         )
         return [Exchange.of(*row) for row in rows]
 
+    def erased(self, completion_id: str) -> bool:
+        """Whether the exchange is known to be erased."""
+        sql = "SELECT 1 FROM exchanges WHERE completion_id = ? AND erased"
+        return self._row(sql, completion_id) is not None
+
     def belonging(self, principal: str) -> tuple[list[str], list[str]]:
-        """The ids of a principal's exchanges, and of its feedback, as far as they are not erased."""
+        """The ids of a principal's exchanges, and of its feedback, as far as there is something to erase."""
         exchanges, feedback = (
-            self._rows(f"SELECT {id_} FROM {table} WHERE principal = ? AND NOT erased", principal)  # noqa: S608
+            self._rows(
+                f"SELECT {id_} FROM {table} WHERE principal = ? AND"  # noqa: S608
+                f" (NOT erased OR EXISTS (SELECT 1 FROM records WHERE subject = {id_}))",
+                principal,
+            )
             for id_, table in (("completion_id", "exchanges"), ("feedback_id", "feedback"))
         )
         return [row[0] for row in exchanges], [row[0] for row in feedback]
@@ -292,6 +328,12 @@ class View:
             " (SELECT feedback_id FROM feedback WHERE completion_id = ?1)",
             subject,
         )
+        return [Record(stream, type_, id_, time, None, key) for stream, type_, id_, key in rows]
+
+    def overdue(self, time: datetime) -> list[Record]:
+        """The tombstones of what is not erased in the log although its exchange or feedback is: a record that
+        was written, or that came here, after the erasure."""
+        rows = self._rows("SELECT stream, type, record_id, partition_key FROM records WHERE overdue")
         return [Record(stream, type_, id_, time, None, key) for stream, type_, id_, key in rows]
 
     # --- feedback ------------------------------------------------------------------------------------
@@ -311,7 +353,12 @@ class View:
         return found[0] if found else None
 
     def feedback_by_key(self, principal: str, idempotency_key: str) -> Feedback | None:
-        found = self._feedback("WHERE f.principal = ? AND f.idempotency_key = ?", principal, idempotency_key)
+        """Of several, taken by servers that did not know of each other's yet, the earliest."""
+        found = self._feedback(
+            "WHERE f.principal = ? AND f.idempotency_key = ? ORDER BY f.received, f.feedback_id LIMIT 1",
+            principal,
+            idempotency_key,
+        )
         return found[0] if found else None
 
     def all_feedback(

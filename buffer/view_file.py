@@ -5,6 +5,9 @@ from pathlib import Path
 
 from buffer import projection
 
+BUSY_MS = 5_000
+"""How long to wait for another process that has the file locked."""
+
 
 def open_view(path: Path | str) -> sqlite3.Connection:
     """Open, or start afresh: an older, newer or damaged view is thrown away, since the log has it all."""
@@ -25,7 +28,7 @@ def open_view(path: Path | str) -> sqlite3.Connection:
 
 
 def _connect(path: Path | str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    db = sqlite3.connect(path, BUSY_MS / 1000, check_same_thread=False, isolation_level=None)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=NORMAL")
     db.execute("PRAGMA secure_delete=ON")

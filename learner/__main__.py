@@ -15,7 +15,7 @@ from buffer import files, logs
 from buffer.backend import open_log
 from buffer.client import Buffer
 from buffer.config import BufferConfig, ConfigError, Shared, load, resolved
-from buffer.log import BufferError, LogUnavailable
+from buffer.log import BufferError, LogMisconfigured, LogUnavailable
 from buffer.models import model_directory
 from buffer.store import AdapterStore
 from buffer.teacher import Templates
@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
             buffer.close()
     except ConfigError as error:
         return _fail(error, error.hint, 2)
+    except LogMisconfigured as error:
+        return _fail(error, error.hint, 2)
     except (BufferError, OSError) as error:
         return _fail(error, getattr(error, "hint", ""), 1)
     finally:
@@ -78,11 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _clear(state: Path) -> None:
-    """Delete what a learner that was killed while it wrote has left half-written."""
+    """Delete what a learner that was killed has left half-written, or half-deleted."""
     for left in (state / "learner").glob(".*.tmp"):
         left.unlink()
-    for left in (state / "adapters").glob(".*.new"):
-        shutil.rmtree(left)
+    for pattern in (".*.new", ".*.deleted"):
+        for left in (state / "adapters").glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -6,7 +6,6 @@ General prompts come with base's own greedy answers (`Reference`), computed once
 import hashlib
 import json
 import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from buffer.files import make_directory, publish_directory
+from buffer.files import make_directory, publish_directory, scratch
 from buffer.teacher import with_last_turn
 from learner.config import LearnerConfig
 from learner.gate import Evaluation, KeptResult, LessonResult, degenerate
@@ -101,9 +100,8 @@ def _generate_reference(model: Model, prompts: Mapping[str, list[list[int]]], di
         found = {name: states_of(model, rows[name]) for name in _NAMES}
     states = {f"{name}.{i}": state.contiguous() for name in _NAMES for i, state in enumerate(found[name])}
     whitenings = whitenings_of(model, rows["anchors"])
-    make_directory(directory.parent)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".reference-") as scratch:
-        made = Path(scratch, "reference")
+    with scratch(directory.parent, ".reference-") as folder:
+        made = folder / "reference"
         make_directory(made)
         (made / "answers.json").write_text(json.dumps(answers))
         save_file(states, made / "states.safetensors")

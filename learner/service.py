@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from buffer.adapters import AdapterInvalid
+from buffer.adapters import AdapterInvalid, made_in
 from buffer.client import Buffer
 from buffer.log import BufferError
 from buffer.records import (
@@ -29,6 +30,7 @@ from buffer.records import (
 from buffer.store import AdapterStore, StoreUnavailable, needed
 from buffer.teacher import DEFAULT, Templates
 from buffer.view import Feedback
+from learner.checkpoint import CHECKPOINT, CheckpointFile
 from learner.config import LearnerConfig
 from learner.gate import Evaluation, full
 from learner.lessons import Limits, triage
@@ -97,6 +99,8 @@ class Service:
         if not self._settled and not self.buffer.settled("rounds"):
             self.reporter.say("waiting", "its predecessor's records are still on their way to the broker")
             return
+        if not self._settled and all(r.ended is not None for r in view.rounds()):
+            self._delete_checkpoint()
         self._settled = True
         self.triage()
         self._restock()
@@ -208,13 +212,17 @@ class Service:
             self._write(FeedbackTriaged(decisions=round_.skipped))
         if ended.evaluation:
             self._quote(round_.answers)
+        self._discard(planned.round, ended.release)
         self._write(ended)
-        self._erase_late(round_.answers)
-        round_.checkpoints.delete()
+        self._delete_checkpoint()
         self._tidy()
         logger.info(
             "round %d %s: %s", planned.round, ended.verdict, "; ".join(ended.reasons) or "served next"
         )
+
+    def _delete_checkpoint(self) -> None:
+        """It holds what the lessons say: once no round is open it must not stay."""
+        CheckpointFile(self.scratch / CHECKPOINT, key="").delete()
 
     def _progress(self, planned: RoundPlanned, state: LearnerState, why: str, step: Step | None) -> None:
         """Between steps: report, wait while paused, leave when asked to stop."""
@@ -240,6 +248,14 @@ class Service:
         except LessonGone:
             self._insist(lambda: self.store.remove(release), "publishing", round_.planned.round)
             raise
+
+    def _discard(self, number: int, kept: Release | None) -> None:
+        """Delete what an earlier try of a round published before it was cut short, and no end of a round will
+        name: no erasure would ever find it."""
+        named = [*self._known()[0], kept]
+        for release in made_in(self.store.root, number):
+            if release not in named:
+                self._insist(partial(self.store.remove, release), "publishing", number)
 
     def _have_parent(self, planned: RoundPlanned) -> None:
         """A learner that was moved to another machine fetches what it goes on from."""
@@ -309,14 +325,6 @@ class Service:
         key = self.buffer.view.partition_key
         for written in [self.buffer.write([one], key(one.feedback_id)) for one in answers]:
             written.result()
-
-    def _erase_late(self, answers: Sequence[LessonAnswered]) -> None:
-        """Erase what was said to lessons that were erased while it was written down."""
-        view = self.buffer.view
-        found = [view.feedback(one.feedback_id) for one in answers]
-        erased = [one.feedback_id for one in found if one is not None and one.given is None]
-        if late := [record for id_ in erased for record in view.tombstones(id_, self.buffer.now())]:
-            self.buffer.append(late).result()
 
 
 def _paused_by(by: str, why: str) -> str:

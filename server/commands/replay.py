@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from server.commands.command import FAILED, OK, USAGE, parser, print_json
@@ -53,13 +52,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _replay(log: "Log", who: str, view: Path, lock_file: Path, begin: "From | None") -> dict[str, Any]:
     """Of one view. Its process can't start while it is replaced."""
-    from buffer.files import lock
+    from buffer.files import lock, scratch
     from buffer.replay import put_in_place, replay
 
     owned = lock(lock_file)
     try:
-        with TemporaryDirectory(dir=view.parent, prefix=".replay-") as folder:
-            built = Path(folder) / "view.db"
+        with scratch(view.parent, ".replay-") as folder:
+            built = folder / "view.db"
             result = replay(log, view, built, begin)
             replaced = owned is not None and not result.same
             if replaced:

@@ -4,7 +4,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfileobj
 from typing import BinaryIO
@@ -21,7 +20,7 @@ def restore_log(arguments: argparse.Namespace) -> int:
     from buffer.backup import restore
 
     shared, config = settings_of(arguments)
-    with _lines(arguments.file) as lines, alone(shared):
+    with _opened(arguments.file) as lines, alone(shared):
         for view in VIEWS.values():  # of a log that is gone: they would be taken for views of this one
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{shared.state / view}{suffix}").unlink(missing_ok=True)
@@ -33,17 +32,14 @@ def restore_log(arguments: argparse.Namespace) -> int:
         return restore(shared, config, read)
 
 
-@contextmanager
-def _lines(file: str) -> Iterator[BinaryIO]:
-    """The file, to be read more than once."""
+def _opened(file: str) -> BinaryIO:
+    """The file, to be read more than once. Raises `CommandError`."""
     try:
         if file != "-":
-            with open(file, "rb") as lines:
-                yield lines
-            return
-        with tempfile.TemporaryFile() as spooled:
-            copyfileobj(sys.stdin.buffer, spooled)
-            yield spooled
+            return open(file, "rb")
+        spooled = tempfile.TemporaryFile()  # noqa: SIM115
+        copyfileobj(sys.stdin.buffer, spooled)
+        return spooled
     except OSError as error:
         raise CommandError(
             f"{file} cannot be read: {error.strerror or error}", "name what `apprentice export` wrote"

@@ -88,12 +88,20 @@ def keys_of(log: "Log") -> "Keys":
 
 @contextmanager
 def alone(shared: "Shared") -> Iterator[None]:
-    """Nothing runs on the state directory meanwhile. Raises `CommandError` naming what does."""
+    """Nothing runs on the state directory meanwhile. Raises `CommandError` naming what does, or what is wrong
+    with the directory."""
     from buffer.files import lock
 
     with ExitStack() as held:
         for who, name in LOCKS.items():
-            if (fd := lock(shared.state / name)) is None:
+            try:
+                fd = lock(shared.state / name)
+            except OSError as error:
+                raise CommandError(
+                    f"{shared.state} cannot be used: {error}",
+                    "name a state directory of your own with --state DIR",
+                ) from None
+            if fd is None:
                 raise CommandError(f"{who} runs on {shared.state}", "stop it first, then run this again")
             held.callback(os.close, fd)
         yield

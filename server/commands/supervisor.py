@@ -131,17 +131,23 @@ class Supervisor:
         return await ended
 
     async def _keep(self, child: Child) -> None:
-        """Run `child` again whenever it ends; returns when a restart cannot help, or all are to stop."""
-        pause = self._backoff.first
+        """Run `child` again whenever it ends; returns when a restart cannot help, or all are to stop.
+
+        One that has run well with these settings is tried again: what has changed is elsewhere (a broker that
+        refuses the login now), and the others go on meanwhile.
+        """
+        pause, lived = self._backoff.first, False
         while not self.stopping:
             began = time.monotonic()
             code = await self._run(child)
             if self.stopping:
                 return
-            if code == PERMANENT:
+            steady = time.monotonic() - began > self._backoff.steady
+            lived = lived or steady
+            if code == PERMANENT and not lived:
                 self._say(child.name, "cannot run with these settings; its message is above")
                 return
-            if time.monotonic() - began > self._backoff.steady:
+            if steady:
                 pause = self._backoff.first
             self._say(child.name, f"{describe(code)}; starting it again in {pause:g} s")
             with contextlib.suppress(TimeoutError):

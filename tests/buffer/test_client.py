@@ -1,7 +1,9 @@
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,8 +15,12 @@ from buffer.memory import MemoryLog
 from buffer.records import (
     STREAMS,
     AliasMoved,
+    Choice,
+    ExchangeClosed,
+    ExchangeErased,
     ExchangeOpened,
     FeedbackGiven,
+    Message,
     Payload,
     Positions,
     Record,
@@ -22,6 +28,15 @@ from buffer.records import (
     uuid7,
 )
 from buffer.view import View
+from tests.buffer.conftest import START
+
+
+def wait_until(holds: Callable[[], bool]) -> bool:
+    for _ in range(400):
+        if holds():
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def opened(completion_id: str) -> ExchangeOpened:
@@ -282,6 +297,101 @@ def test_what_a_predecessor_acknowledged_is_known_before_the_log_brings_it_back(
     buffer.start()
     assert len(buffer.view.all_feedback()) == 1
     buffer.close()
+
+
+def test_what_a_predecessor_erased_is_erased_before_the_log_brings_it_back(tmp_path: Path) -> None:
+    log = OutboxLog()
+    before = Buffer(log, View(tmp_path / "view.db"))
+    before.write([opened("c-1"), given("f-1")]).result()
+    before.view.close()  # killed: what is appended from here on is on disk, and its view does not know of it
+    acknowledged = log.appended("exchanges", 0) + log.appended("feedback", 0)
+    log.append([record.tombstone(START) for record in acknowledged]).result()
+    buffer = Buffer(log, View(tmp_path / "view.db"))
+    assert buffer.view.exchange("c-1") is not None
+    buffer.recall()
+    assert buffer.view.exchange("c-1") is None
+    found = buffer.view.feedback("f-1")
+    assert found is not None and found.given is None
+    buffer.close()
+
+
+def ended(completion_id: str) -> ExchangeClosed:
+    choice = Choice(message=Message(role="assistant", content="a secret"))
+    return ExchangeClosed(completion_id=completion_id, status="complete", choices=[choice])
+
+
+def content(log: MemoryLog) -> bytes:
+    return b"".join(record.data or b"" for record in log.read({})[0])
+
+
+def test_what_is_appended_later_than_its_erasure_is_erased_at_once(log: FlakyLog, buffer: Buffer) -> None:
+    buffer.write([opened("c-1")]).result()
+    buffer.append(buffer.view.tombstones("c-1", buffer.now())).result()
+    buffer.write([ended("c-1"), ended("c-2")]).result()
+    assert [r.data is None for r in log.read({})[0]] == [True, True, True, False, True]
+
+
+def test_what_others_append_later_than_its_erasure_is_erased_as_well(
+    log: FlakyLog, buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buffer.client.LATE_S", 0.0)
+    buffer.write([opened("c-1")]).result()
+    buffer.append(buffer.view.tombstones("c-1", buffer.now())).result()
+    buffer.start()
+    other = Buffer(log, View(":memory:"))
+    other.write([ended("c-1")]).result()
+    assert wait_until(lambda: b"a secret" not in content(log))
+    other.view.close()
+
+
+def test_an_erasure_that_the_log_refused_is_tried_again(
+    log: FlakyLog, buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buffer.client.LATE_S", 0.0)
+    buffer.write([opened("c-1")]).result()
+    buffer.append(buffer.view.tombstones("c-1", buffer.now())).result()
+    log.append([Record.of(ended("c-1"), time=START, randomness=bytes(10))]).result()
+    log.full = True
+    buffer.start()
+    assert wait_until(lambda: bool(buffer.view.overdue(START)))
+    log.full = False
+    assert wait_until(lambda: b"a secret" not in content(log))
+
+
+def test_what_a_reader_of_the_views_file_kept_from_being_erased_is_erased_without_a_cause(
+    log: FlakyLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buffer.client.LATE_S", 0.0)
+    path = tmp_path / "view.db"
+    buffer = Buffer(log, View(path))
+    buffer.write([opened("c-1"), ended("c-1")]).result()
+    buffer.start()
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM exchanges").fetchall()
+        buffer.append(buffer.view.tombstones("c-1", buffer.now())).result()
+        assert wait_until(lambda: buffer.view.positions() == log.ends())
+        assert Path(f"{path}-wal").stat().st_size
+        reader.execute("ROLLBACK")
+        assert wait_until(lambda: not Path(f"{path}-wal").stat().st_size)
+    buffer.close()
+
+
+def test_what_is_still_being_read_is_not_erased_twice(log: FlakyLog) -> None:
+    """While a view catches up, a tombstone may be on its way behind its record."""
+    records = [Record.of(p, time=START, randomness=bytes([n] * 10)) for n, p in enumerate(ERASED)]
+    log.append(records).result()
+    log.append([records[1].tombstone(START)]).result()
+    buffer = Buffer(log, View(":memory:"))
+    buffer.view.apply(records, {})
+    assert buffer.view.overdue(START)
+    buffer.write([opened("c-2")]).result()
+    buffer.start()
+    assert len(log.read({})[0]) == 4
+    buffer.close()
+
+
+ERASED: list[Payload] = [ExchangeErased(completion_id="c-1", by="ann"), opened("c-1")]
 
 
 class FullView(View):

@@ -55,6 +55,24 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_scratch_is_gone_afterwards_and_so_is_what_the_killed_left(tmp_path: Path) -> None:
+    hold = (
+        "import sys, time; from pathlib import Path; from buffer.files import scratch\n"
+        "with scratch(Path(sys.argv[1]), '.made-') as folder: print(folder, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        with files.scratch(tmp_path, ".made-") as mine:
+            assert {*tmp_path.iterdir()} == {mine, theirs}, "its owner lives"
+        other.kill()
+    assert [*tmp_path.iterdir()] == [theirs]
+    with files.scratch(tmp_path, ".made-") as mine:
+        assert [*tmp_path.iterdir()] == [mine]
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_what_is_written_is_its_owners(tmp_path: Path) -> None:
     files.write_durably(tmp_path / "made" / "on the way" / "file", b"")
     assert stat.S_IMODE((tmp_path / "made" / "on the way" / "file").stat().st_mode) == 0o600

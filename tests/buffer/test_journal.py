@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import wait
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from buffer.journal import VERSION, Journal
+from buffer.journal import FROM_1, VERSION, Journal
 from buffer.log import LogFull, LogMisconfigured, LogUnavailable
 from buffer.records import STREAMS
 from tests.buffer.conftest import START, ids, make, read_until
@@ -259,6 +260,24 @@ def test_a_file_that_is_not_a_journal_of_ours_is_left_alone(
         Journal(path)
     assert caught.value.hint
     assert path.read_bytes() == before
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Journal(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        for name in ("source", "sequence", "partition"):
+            db.execute(f"ALTER TABLE records DROP COLUMN {name}")
+        db.execute("PRAGMA user_version = 1")
+    with monkeypatch.context() as broken:
+        broken.setattr("buffer.journal.FROM_1", (FROM_1[0], "ALTER TABLE nowhere ADD COLUMN source TEXT"))
+        with pytest.raises(LogMisconfigured, match="nowhere"):
+            Journal(path)
+    journal = Journal(path)
+    journal.append([make(1)]).result()
+    assert ids(journal.read({})[0]) == ["exchanges-1"]
+    journal.close()
 
 
 def test_a_journal_that_others_keep_locked_is_unavailable(

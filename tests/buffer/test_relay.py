@@ -138,6 +138,17 @@ def relay_process(directory: Path, *arguments: str, ready: bool = True) -> Itera
         process.stderr.close()
 
 
+def test_what_a_person_must_mend_is_a_configuration_error(tmp_path: Path) -> None:
+    """Not to be started again, as the supervisor and systemd do after all others."""
+    (tmp_path / "apprentice.toml").write_text(
+        '[buffer]\nbackend = "kafka"\n[buffer.kafka]\nclient = { ssl_cafil = "x" }\n'
+    )
+    with relay_process(tmp_path, ready=False) as process:
+        said = process.communicate(timeout=120)[1]
+    assert "correct client in [buffer.kafka]" in said
+    assert process.returncode == 2
+
+
 def by_the_views_rule(records: Sequence[Record]) -> list[Record]:
     """Without repetitions: what is at or below the watermark of its source, stream and partition."""
     watermarks: dict[tuple[str, str, int], int] = {}

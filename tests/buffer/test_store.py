@@ -112,6 +112,32 @@ def test_what_a_killed_fetch_left_does_not_get_into_the_release(tmp_path: Path, 
     assert not left.exists()
 
 
+def test_two_processes_of_one_state_directory_fetch_the_same_at_once(tmp_path: Path, objects: str) -> None:
+    release = made(tmp_path / "learner", 1)
+    opened(tmp_path / "learner", objects).put(release)
+    here, state = [opened(tmp_path / "state", objects) for _ in range(2)], tmp_path / "state"
+    calls = iter(range(99))
+
+    def the_other(method: str, path: str) -> None:
+        if next(calls) == 2:  # the first has one file already
+            here[1].fetch(release)
+
+    with failing(the_other):
+        here[0].fetch(release)
+    verify(state, release, max_rank=16)
+    assert [path.name for path in state.iterdir()] == [release.directory]
+
+
+def test_what_killed_fetches_left_goes_with_the_release(tmp_path: Path, url: str) -> None:
+    store = opened(tmp_path / "learner", url)
+    releases = [made(store.root, version) for version in (1, 2)]
+    left = [store.root / f".{releases[0].directory}.fetched{more}" for more in ("", "x1", "x2")]
+    for one in left:
+        one.mkdir()
+    store.sweep(releases, {2})
+    assert not any(one.exists() for one in left)
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, MANIFEST])
 def test_what_was_changed_in_the_store_is_not_taken(tmp_path: Path, name: str) -> None:
     release = made(tmp_path / "learner", 1)

@@ -1,8 +1,12 @@
 import itertools
 import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -231,6 +235,100 @@ def test_a_round_quotes_its_lessons_until_they_are_erased(log: Written, erased: 
     assert quoted()[0] == (None, None)
 
 
+def overdue(log: Written) -> list[str]:
+    return sorted(record.id for record in log.view.overdue(START))
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(5))], ids=str)
+def test_what_comes_later_than_its_erasure_is_overdue_in_whatever_order_it_is_read(
+    order: tuple[int, ...],
+) -> None:
+    """As from several partitions, and from a server that did not know yet that it was erased."""
+    payloads = (
+        ExchangeErased(completion_id="c-1", by="ann"), opened("c-1"), closed("c-1"),
+        correction("fb-1", "c-1"), said("fb-1", "This."),
+    )  # fmt: skip
+    records, log = [envelope(payload) for payload in payloads], Written()
+    log.append([envelope(opened("c-2")), envelope(correction("fb-2", "c-2"))])
+    for index in order:
+        log.append([records[index]])
+    assert overdue(log) == sorted(record.id for record in records[1:])
+    assert log.view._rows("SELECT * FROM answers") == []
+    log.append(log.view.overdue(START))
+    assert overdue(log) == []
+    left = [r.type for r in log.log.read({})[0] if r.data is not None]
+    assert left == [ExchangeOpened.type, FeedbackGiven.type, ExchangeErased.type]
+    log.view.close()
+
+
+def test_what_is_said_to_erased_feedback_is_not_kept_and_overdue(log: Written) -> None:
+    log.write(opened("c-1"), correction("fb-1", "c-1"))
+    log.append(log.view.tombstones("fb-1", START))
+    assert overdue(log) == []
+    (answered,) = log.write(said("fb-1", "This."))
+    assert overdue(log) == [answered.id]
+    assert log.view._rows("SELECT * FROM answers") == []
+
+
+def test_what_comes_later_than_its_erasure_still_belongs_to_its_principal(log: Written) -> None:
+    log.write(opened("c-1"), correction("fb-1", "c-1"), opened("c-2"), opened("c-3", principal="ben"))
+    log.append([*log.view.tombstones("c-1", START), *log.view.tombstones("fb-1", START)])
+    assert log.view.belonging("ann") == (["c-2"], [])
+    log.write(closed("c-1"), correction("fb-2", "c-1"))
+    assert log.view.belonging("ann") == (["c-1", "c-2"], ["fb-2"])
+    log.append(log.view.overdue(START))
+    assert log.view.belonging("ann") == (["c-2"], [])
+
+
+def test_that_an_exchange_is_erased_is_known(log: Written) -> None:
+    log.write(opened("c-1"), ExchangeErased(completion_id="c-2", by="ann"))
+    assert [log.view.erased(id_) for id_ in ("c-1", "c-2", "c-3")] == [False, True, False]
+
+
+def secrets_in(folder: Path) -> list[str]:
+    """Files with the secret, read by a process of its own: closing them here would drop SQLite's locks."""
+    code = (
+        "import sys, pathlib; print(*[f.name for f in pathlib.Path(sys.argv[1]).iterdir()"
+        " if b'xyzzy-secret' in f.read_bytes()])"
+    )
+    found = subprocess.run([sys.executable, "-c", code, folder], check=True, capture_output=True, text=True)
+    return found.stdout.split()
+
+
+def with_a_secret(path: Path) -> Written:
+    written = Written()
+    written.view = View(path)
+    written.write(opened("c-1", question="xyzzy-secret"))
+    return written
+
+
+def test_what_a_reader_kept_from_being_erased_is_erased_after_it(tmp_path: Path) -> None:
+    written = with_a_secret(tmp_path / "view.db")
+    with closing(sqlite3.connect(tmp_path / "view.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM exchanges").fetchall()
+        written.append(written.view.tombstones("c-1", START))
+        assert secrets_in(tmp_path)
+    written.write(opened("c-2"))
+    assert secrets_in(tmp_path) == []
+    written.view.close()
+
+
+def test_what_a_killed_process_left_in_the_file_is_erased_at_the_next_start(tmp_path: Path) -> None:
+    path, crashed = tmp_path / "running" / "view.db", tmp_path / "crashed"
+    written = with_a_secret(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM exchanges").fetchall()
+        written.append(written.view.tombstones("c-1", START))
+        shutil.copytree(tmp_path / "running", crashed)  # as after a kill behind the commit
+    written.view.close()
+    assert secrets_in(crashed)
+    view = View(crashed / "view.db")
+    assert secrets_in(crashed) == []
+    view.close()
+
+
 def test_nothing_of_an_erased_text_is_left_in_the_file(tmp_path: Path) -> None:
     written, path = Written(), tmp_path / "view.db"
     written.view = View(path)
@@ -342,9 +440,17 @@ def test_feedback_is_found_by_its_idempotency_key(log: Written) -> None:
     assert log.view.feedback_by_key("ben", "k") is None
 
 
-def test_of_two_with_one_key_the_first_in_the_log_counts(log: Written) -> None:
-    log.write(correction("fb-1", "c-1", idempotency_key="k"), correction("fb-2", "c-1", idempotency_key="k"))
-    assert [f.feedback_id for f in log.view.all_feedback()] == ["fb-1"]
+def test_of_two_with_one_key_the_earlier_is_found_by_it_and_neither_is_lost(log: Written) -> None:
+    """Servers that did not know of each other's yet have acknowledged both."""
+    earlier, later = (envelope(correction(id_, "c-1", idempotency_key="k")) for id_ in ("fb-2", "fb-3"))
+    log.append([later, earlier])
+    log.view.absorb([earlier, later])
+    found = log.view.feedback_by_key("ann", "k")
+    assert found is not None and found.feedback_id == "fb-2"
+    assert [f.feedback_id for f in log.view.all_feedback()] == ["fb-2", "fb-3"]
+    assert sorted(log.view.belonging("ann")[1]) == ["fb-2", "fb-3"]
+    log.write(opened("c-1"))
+    assert (log.status("fb-2"), log.status("fb-3")) == ("superseded", "received")
 
 
 def test_feedback_goes_from_received_to_served_and_back(log: Written) -> None:

@@ -78,7 +78,7 @@ POINTS = {
     "before publishing": Point("publish"),
     "release not in its place yet": Point("rename", "c_call", within="publish_directory"),
     "published, the round is open": Point("publish", "return"),
-    "the round's end written": Point("CheckpointFile.delete"),
+    "the round's end written": Point("CheckpointFile.delete", nth=2),
     "after the round": Point("Service._run_round", "return"),
     "in the second round": Point("batch_gradient", nth=7),
 }

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,9 @@ def test_what_was_said_to_a_lesson_is_erased_with_it_even_at_the_last_moment(
     learner._write = erase_meanwhile  # type: ignore[method-assign]
     learner.turn()
     assert status(buffer, "f1") == "erased"
+    give_up = time.monotonic() + 20
+    while buffer.view.overdue(buffer.now()) and time.monotonic() < give_up:
+        time.sleep(0.05)
     records = [record.payload() for record in log.read({})[0] if record.data is not None]
     quoted = [one.feedback_id for one in records if isinstance(one, LessonAnswered)]
     assert quoted == ["f2"]
@@ -336,6 +340,55 @@ def test_what_was_said_to_a_lesson_is_erased_with_it_even_at_the_last_moment(
     (done,) = buffer.view.rounds()
     assert done.ended is not None
     assert [set(one) >= {"before", "answer"} for one in done.ended.evaluation["lessons"]] == [False, True]
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("shared", [False, True])
+def test_of_a_round_cut_short_nothing_stays_once_its_lesson_is_erased(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path, shared: bool
+) -> None:
+    """It had published: its weights and probes hold what the log must not name any more."""
+    store: dict[str, Any] = {"url": f"file://{tmp_path / 'bucket'}"} if shared else {}
+    learner = service(buffer, tiny, reference, tmp_path / "here", **store)
+    learner.config = learner.config.model_copy(update={"checkpoint_steps": 2})
+    for n in (1, 2):
+        teach(buffer, n)
+
+    def stop(payload: Any) -> None:
+        if isinstance(payload, RoundEnded):
+            raise Stopped
+        write(payload)
+
+    write = learner._write
+    learner._write = stop  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        learner.turn()
+    checkpoint = tmp_path / "scratch" / "round.safetensors"
+    assert checkpoint.exists()
+    (published,) = (tmp_path / "here").iterdir()
+    assert (tmp_path / "bucket" / published.name).exists() == shared
+    buffer.append(buffer.view.tombstones("f1", buffer.now())).result()
+    successor = service(buffer, tiny, reference, tmp_path / "here", **store)
+    successor.turn()
+    (done,) = buffer.view.rounds()
+    assert done.ended is not None
+    assert done.ended.verdict == "failed"
+    assert list((tmp_path / "here").iterdir()) == []
+    assert not (tmp_path / "bucket" / published.name).exists()
+    assert not checkpoint.exists()
+
+
+def test_a_checkpoint_that_its_round_left_behind_is_deleted_at_the_start(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    """The learner was killed when the round's end was in the log, and the checkpoint not deleted yet."""
+    learner = service(buffer, tiny, reference, tmp_path / "adapters")
+    checkpoint = tmp_path / "scratch" / "round.safetensors"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"what the lessons say")
+    buffer.decide(LearningSwitched(paused=True, by="me", why="")).result()
+    learner.turn()
+    assert not checkpoint.exists()
 
 
 def test_all_feedback_is_not_read_again_while_nothing_waits(

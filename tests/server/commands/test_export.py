@@ -111,6 +111,16 @@ def test_a_file_that_is_no_log_is_refused_and_restores_nothing(
     assert restore(tmp_path / "new", recorded.RECORDED) == 0
 
 
+def test_a_state_directory_that_cannot_be_used_is_not_the_files_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert restore(tmp_path / "file" / "state", recorded.RECORDED) == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/file/state cannot be used: [Errno 17] File exists: '{tmp_path}/file'" in said
+    assert "cannot be read" not in said
+
+
 def test_views_of_an_earlier_log_are_not_taken_for_views_of_the_restored_one(tmp_path: Path) -> None:
     stale = tmp_path / "new" / "server" / "view.db"
     with closing(View(stale)) as view:

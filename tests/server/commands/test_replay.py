@@ -53,6 +53,18 @@ def test_nothing_differs(state: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [path.name for path in (state / "server").iterdir()] == ["view.db"]
 
 
+def test_what_a_replay_that_was_killed_left_is_deleted(state: Path) -> None:
+    left, others = (state / "server" / f".replay-{name}" for name in ("killed", "running"))
+    for folder in (left, others):
+        folder.mkdir()
+        (folder / "copy.db").write_bytes(b"x")
+    running = files.lock(others / "lock")
+    assert running is not None
+    with open(running, "rb"):
+        assert replay(state) == 0
+        assert not left.exists() and (others / "copy.db").exists()
+
+
 def test_a_view_that_differs_is_replaced(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spoil(state)
     assert replay(state, "--json") == 1

@@ -123,6 +123,23 @@ def test_a_child_with_wrong_settings_ends_everything(tmp_path: Path) -> None:
     assert ("other", "stopping") in witness.said
 
 
+def test_a_child_that_ran_well_with_the_same_settings_is_tried_again(tmp_path: Path) -> None:
+    """Its broker refuses the login now, say: that must not stop the server beside it."""
+
+    async def scenario(witness: Witness) -> str | None:
+        child = python("relay", "import time; time.sleep(0.3); raise SystemExit(2)")
+        supervisor = supervise(witness, tmp_path, child)
+        supervisor._backoff = Backoff(first=0.05, most=0.2, steady=0.1)
+        running = asyncio.create_task(supervisor.run())
+        await witness.until(lambda: len(witness.said) >= 2)
+        supervisor.interrupt()
+        return await running
+
+    witness = Witness()
+    assert asyncio.run(scenario(witness)) is None
+    assert {text for _, text in witness.said[:2]} == {"ended with code 2; starting it again in 0.05 s"}
+
+
 def test_the_second_interrupt_does_not_wait_for_a_stubborn_child(tmp_path: Path) -> None:
     async def scenario(witness: Witness) -> None:
         supervisor = supervise(witness, tmp_path, python("stubborn", STUBBORN, stop_s=600))
