@@ -57,12 +57,6 @@ class Callers:
     def identify(self, request: Request, *, tokens: bool = False) -> Principal:
         """Who calls, whatever it may do, and however often it does."""
         keys, sent = self.keys, bearer(request.headers.get("authorization"))
-        address = request.client.host if request.client is not None else ""
-        if (wait_s := self._limits.attempt(address)) is not None:
-            raise RequestRefused(
-                f"too many wrong keys came from {address}", "wait as Retry-After says, and correct the key",
-                code="too_many_wrong_keys", status=429, retry_after_s=wait_s,
-            )  # fmt: skip
         if sent is not None and (found := keys.principal(sent)) is not None:
             return found
         behind = self._gateway.behind
@@ -82,11 +76,25 @@ class Callers:
         if not keys.ever and is_loopback(self._gateway.config.host):
             return self._local(request)
         if sent is not None:
-            self._limits.wrong(address, digest_of(sent).hex())
+            self._count_wrong(request, sent)
         raise RequestRefused(
             "no valid API key", "send Authorization: Bearer KEY; `apprentice keys add NAME` makes one",
             code="invalid_api_key", status=401,
         )  # fmt: skip
+
+    def _count_wrong(self, request: Request, sent: str) -> None:
+        """Raise `RequestRefused` where too many wrong keys come from one address.
+
+        Only they are held up: behind a load balancer others may share the address, and no random key is ever
+        guessed.
+        """
+        address = request.client.host if request.client is not None else ""
+        if (wait_s := self._limits.attempt(address)) is not None:
+            raise RequestRefused(
+                f"too many wrong keys came from {address}", "wait as Retry-After says, and correct the key",
+                code="too_many_wrong_keys", status=429, retry_after_s=wait_s,
+            )  # fmt: skip
+        self._limits.wrong(address, digest_of(sent).hex())
 
     def _local(self, request: Request) -> Principal:
         if not is_from_here(request.headers.get("host"), request.headers.get("origin")):

@@ -125,10 +125,11 @@ class EngineConfig(Table):
     """Bearer key of an attached vLLM."""
     max_model_len: int = Field(2048, gt=0)
     """Tokens of prompt and answer together. A longer prompt gets 400, `context_length_exceeded`."""
-    max_loras: int = Field(4, ge=3)
+    max_loras: int = Field(4, ge=4)
     """Policies that may be in one batch: live, draining, candidate and base (which is a zero adapter)."""
-    max_cpu_loras: int = Field(8, ge=3)
-    """Policies that vLLM keeps in memory."""
+    max_cpu_loras: int = Field(8, ge=4)
+    """Policies that vLLM keeps in memory, at least `max_loras`: live, the two before it, base, and beside
+    them what drains and what is tried."""
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
     """At least the learner's `rank`."""
     tool_call_parser: str = "hermes"

@@ -5,6 +5,7 @@ ServerError
 ├── EngineRefused        vLLM answered a call of ours with an error
 ├── PolicyNotResident    the policy asked for is not (or no longer) loaded
 ├── ReleaseRefused       a release failed its check of files, its load or its probe
+│   └── ReleaseForeign   it is for another alias or base model than this server has: no fault of its own
 └── RequestRefused       the caller's request cannot be served as it is; its own `code`, `status` and `param`
 
 Each carries a stable `code`, the HTTP `status` it becomes, and a `hint` naming the next step. They are caught
@@ -36,7 +37,11 @@ class EngineUnavailable(ServerError):
 
 
 class EngineRefused(ServerError):
-    """The engine answered, and the answer is an error. `answer` is the status it gave."""
+    """The engine answered, and the answer is an error. `answer` is the status it gave.
+
+    From 500 on it may speak of the engine alone: vLLM gives any fault in loading an adapter as a 500, its own
+    end included.
+    """
 
     code = "engine_refused"
     status = 502
@@ -58,6 +63,12 @@ class ReleaseRefused(ServerError):
 
     code = "release_refused"
     status = 409
+
+
+class ReleaseForeign(ReleaseRefused):
+    """The release is for another alias or base model. Other servers may have those, so it is no verdict."""
+
+    code = "release_foreign"
 
 
 class RequestRefused(ServerError):

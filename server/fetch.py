@@ -39,6 +39,7 @@ class Fetcher:
         self._on_arrival = on_arrival
         self._fetching: dict[Release, asyncio.Task[StoreUnavailable | None]] = {}
         self._failed: dict[int, _Failed] = {}
+        self._fetched_again: set[Release] = set()
         self._held: Counter[int] = Counter()
         self._sweeping = asyncio.Lock()
         self._swept: tuple[set[Release], set[int]] = set(), set()
@@ -69,6 +70,17 @@ class Fetcher:
         """Have the release here, without regard to pauses. Raises as `require`, after trying."""
         if not self._here(release) and (error := await asyncio.shield(self._begin(release))) is not None:
             raise error
+
+    async def fetch_again(self, release: Release) -> None:
+        """Let go of a copy that was found damaged, if a store can give it back, once for each release.
+
+        Raises `StoreUnavailable` then: the next `require` fetches it. Raises `OSError`.
+        """
+        if self._store.shared and release not in self._fetched_again:
+            self._fetched_again.add(release)
+            async with self._sweeping:
+                await asyncio.to_thread(self._store.sweep, [release], ())
+            raise StoreUnavailable(f"{release.directory} was damaged here and is fetched again", "damaged")
 
     async def sweep(self, plan: Callable[[], tuple[Sequence[Release], Collection[int]]]) -> None:
         """Delete from this machine what nothing keeps or holds (`AdapterStore.sweep`). Raises `OSError`.

@@ -8,12 +8,21 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from buffer.adapters import AdapterInvalid
 from buffer.log import BufferError
 from buffer.records import Release, ReleaseRejected
 from buffer.store import KEPT, StoreUnavailable, needed
 from buffer.view import Alias, Round
-from server.errors import EngineUnavailable, ReleaseRefused, RequestRefused, ServerError
+from server.errors import (
+    EngineRefused,
+    EngineUnavailable,
+    ReleaseForeign,
+    ReleaseRefused,
+    RequestRefused,
+    ServerError,
+)
 from server.gateway import Gateway
 
 logger = logging.getLogger(__name__)
@@ -43,16 +52,48 @@ def kept(alias: Alias) -> list[int]:
     return [*alias.recent(1 + KEPT), 0]
 
 
-class Follower:
-    """Run `run` as a task. It ends by being cancelled."""
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often a vLLM that is ready may fail at a release before that is the release's fault.
 
-    def __init__(self, gateway: Gateway) -> None:
+    A 500 may mean that vLLM itself is ending, so the release is tried again, after a pause that doubles each
+    time: with these numbers it is rejected after two and a half minutes at the earliest. Some time it must
+    be, since one at which vLLM always fails would be tried for ever.
+    """
+
+    tries: int = 6
+    first_pause_s: float = 5.0
+    longest_pause_s: float = 80.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Failures:
+    """Of vLLM at one release, in a row."""
+
+    last: EngineRefused
+    count: int
+    again: float
+    """On the loop's clock."""
+
+
+class Follower:
+    """Run `run` as a task. It ends by being cancelled.
+
+    What it writes of a release holds for all servers, so only the release's own faults are written: not what
+    is wrong with this server (`ReleaseForeign`, told by its health), or with vLLM as long as that may pass.
+    """
+
+    def __init__(self, gateway: Gateway, patience: Patience | None = None) -> None:
         self._gateway = gateway
+        self._patience = patience or Patience()
         self._failed: dict[int, str] = {}
         """Versions that could not be loaded here, so that they are not tried again without an end."""
+        self._foreign: dict[int, ReleaseForeign] = {}
+        """Versions that this process can never load."""
+        self._failures: dict[int, _Failures] = {}
         self._waits_for = ""
-        self._away: StoreUnavailable | None = None
-        """Why something is not on this machine yet."""
+        self._away: StoreUnavailable | EngineRefused | None = None
+        """Why something is not on this machine, or not in vLLM, yet."""
 
     async def run(self) -> None:
         """Reconcile at once, at every piece of news, and again after a failure."""
@@ -78,32 +119,59 @@ class Follower:
     async def reconcile(self) -> None:
         """Bring what is served to what the log says.
 
-        Raises `EngineUnavailable`, `StoreUnavailable` to be called again later. What can be done without the
-        store is done before: a rollback never waits for it.
+        Raises `EngineUnavailable`, `EngineRefused`, `StoreUnavailable` to be called again later. What can be
+        done without the store is done before: a rollback never waits for it.
         """
         gateway, self._away = self._gateway, None
         gateway.require_engine()
         alias = await asyncio.to_thread(gateway.alias_now)
         await self._serve(alias)
         decided = gateway.live == alias.version and gateway.behind is None
+        wanted = [alias.version]
         if decided and (release := await asyncio.to_thread(self._candidate, alias)):
             await self._try(release, alias)
             alias = await asyncio.to_thread(gateway.alias_now)
             await self._serve(alias)
+            wanted = [alias.version, release.version]
+        gateway.foreign = next((str(self._foreign[v]) for v in wanted if v in self._foreign), None)
         await self._keep(alias)
         if self._away is not None:
             raise self._away
         await self._sweep()
 
     async def _install(self, version: int) -> None:
-        """As `Gateway.install`, but a release that is not on this machine is fetched meanwhile."""
-        gateway = self._gateway
+        """As `Gateway.install`, but a release that is not on this machine is fetched meanwhile.
+
+        Where vLLM failed at it, that is raised again until the pause is over.
+        """
+        gateway, now = self._gateway, asyncio.get_running_loop().time
         if version in gateway.policies.resident:
             return
+        if version in self._foreign:
+            raise self._foreign[version].with_traceback(None)  # else it grows each time
+        before = self._failures.get(version)
+        if before is not None and now() < before.again:
+            raise before.last.with_traceback(None)
         release = await gateway.release(version)
         if gateway.fetcher is not None:
             gateway.fetcher.require(release)
-        await gateway.policies.install(release)
+        try:
+            with gateway.metrics.timed(gateway.metrics.swap_seconds):
+                await gateway.policies.install(release)
+        except ReleaseForeign as error:
+            logger.error("release %d cannot be served by this server: %s", version, error)
+            self._foreign[version] = error
+            raise
+        except EngineRefused as error:
+            count = before.count + 1 if before is not None else 1
+            pause = min(self._patience.first_pause_s * 2 ** (count - 1), self._patience.longest_pause_s)
+            self._failures[version] = _Failures(error, count, now() + pause)
+            raise
+        except ReleaseRefused as error:
+            if gateway.fetcher is not None and isinstance(error.__cause__, AdapterInvalid):
+                await gateway.fetcher.fetch_again(release)
+            raise
+        self._failures.pop(version, None)
 
     def _candidate(self, alias: Alias) -> Release | None:
         view = self._gateway.buffer.view
@@ -114,8 +182,8 @@ class Follower:
         gateway = self._gateway
         try:
             await self._install(alias.version)
-        except (ReleaseRefused, StoreUnavailable) as error:
-            if isinstance(error, StoreUnavailable):
+        except (ReleaseRefused, StoreUnavailable, EngineRefused) as error:
+            if not isinstance(error, ReleaseRefused):
                 self._away = error
             else:
                 if self._failed.get(alias.version) != error.message:
@@ -135,22 +203,33 @@ class Follower:
     async def _try(self, release: Release, alias: Alias) -> None:
         gateway, version = self._gateway, release.version
         try:
-            with gateway.metrics.timed(gateway.metrics.swap_seconds):
-                await self._install(version)
+            await self._install(version)
         except StoreUnavailable as error:
             self._away = error
             return
+        except ReleaseForeign:
+            return
         except ReleaseRefused as error:
-            logger.warning("release %d is refused: %s", version, error)
-            gateway.metrics.releases.labels("refused").inc()
-            await gateway.write([ReleaseRejected(version=version, why=error.message, by=gateway.name)])
-            await gateway.until(lambda: version in gateway.buffer.view.rejected())
+            await self._reject(version, error.message)
+            return
+        except EngineRefused as error:
+            if (times := self._failures[version].count) >= self._patience.tries:
+                await self._reject(version, f"{error.message} ({times} times in a row)")
+            else:
+                self._away = error
             return
         gateway.metrics.releases.labels("promoted").inc()
         try:
             await gateway.move(version, expected=alias, why="release", by=gateway.name)
         except RequestRefused as error:
             logger.info("release %d was overtaken: %s", version, error)
+
+    async def _reject(self, version: int, why: str) -> None:
+        gateway = self._gateway
+        logger.warning("release %d is refused: %s", version, why)
+        gateway.metrics.releases.labels("refused").inc()
+        await gateway.write([ReleaseRejected(version=version, why=why, by=gateway.name)])
+        await gateway.until(lambda: version in gateway.buffer.view.rejected())
 
     async def _keep(self, alias: Alias) -> None:
         """Have the recent policies loaded, so that a rollback is instant, and let go of the others."""
@@ -164,7 +243,7 @@ class Follower:
                 await self._install(version)
             except EngineUnavailable:
                 raise
-            except StoreUnavailable as error:
+            except (StoreUnavailable, EngineRefused) as error:
                 self._away = error
             except (ReleaseRefused, RequestRefused) as error:
                 logger.warning("policy %d stays unloaded: %s", version, error)

@@ -12,7 +12,7 @@ from fastapi import Request
 from pydantic_core import from_json
 
 from buffer.client import Buffer
-from buffer.log import BufferError, LogUnavailable
+from buffer.log import BufferError, LogUnavailable, RecordTooLarge
 from buffer.records import AliasMoved, Payload, Record, Release, uuid7
 from buffer.teacher import DEFAULT, Templates
 from buffer.view import Alias
@@ -56,6 +56,8 @@ class Gateway:
     """Why what the view knows may be old."""
     not_ready: str | None = "the live policy has not been loaded yet"
     """Why the live policy does not answer, apart from the engine."""
+    foreign: str | None = None
+    """Why the live policy, or the next one, will never be served here: its base model or alias is another."""
     traffic: Traffic = field(default_factory=Traffic)
     """What it did in the last hour."""
     callers: Callers = field(init=False)
@@ -88,6 +90,8 @@ class Gateway:
         with self.metrics.timed(self.metrics.append_seconds):
             try:
                 await asyncio.wrap_future(self.buffer.append(records))
+            except RecordTooLarge:  # the caller's doing: it says nothing about the log
+                raise
             except BufferError:
                 writable.set(0)
                 raise

@@ -61,6 +61,8 @@ class Facts:
     learner: Learner = Learner()
     paused_by: str | None = None
     paused_at: float | None = None
+    foreign: str | None = None
+    """Why this server will never serve what the others may: its base model or alias is another."""
     waits_for: Mapping[str, str] = field(default_factory=dict)
     """Policies that are not on this machine, and why the store has not given them."""
     rounds: Sequence[Round] = ()
@@ -234,6 +236,11 @@ def _rounds(rounds: Sequence[Round]) -> Iterator[Todo]:
 
 
 def _policies(facts: Facts) -> Iterator[Todo]:
+    if facts.foreign is not None:
+        yield Todo(
+            "bad", "release_foreign", f"this server cannot follow: {facts.foreign}",
+            "give it the `model` and `alias` that the learner has, or the learner this server's",
+        )  # fmt: skip
     for policy, why in facts.waits_for.items():
         yield Todo(
             "warn", "policy_waits_for_store", f"{policy} is not on this machine yet: {why}",

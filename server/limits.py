@@ -29,7 +29,7 @@ class Limits:
         return self._until(self._requests, *caller)
 
     def attempt(self, address: str) -> float | None:
-        """Before a key is looked at: its address must wait after too many wrong ones."""
+        """Before a wrong key is counted: its address must wait after too many of them."""
         return None if self._window.test(self._wrong, address) else self._until(self._wrong, address)
 
     def wrong(self, address: str, digest: str) -> None:

@@ -15,7 +15,14 @@ from pathlib import Path
 from buffer.adapters import AdapterInvalid, Manifest, verify
 from buffer.records import Release
 from server.engine.client import EngineClient
-from server.errors import EngineRefused, PolicyNotResident, ReleaseRefused, ServerError
+from server.errors import (
+    EngineRefused,
+    EngineUnavailable,
+    PolicyNotResident,
+    ReleaseForeign,
+    ReleaseRefused,
+    ServerError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +72,9 @@ class Policies:
     async def install(self, release: Release) -> None:
         """Make a release resident. It is not live yet; again for one that is resident changes nothing.
 
-        Raises `ReleaseRefused` when it must never be served, `EngineUnavailable` when it could not be tried.
+        Raises `ReleaseRefused` when it must never be served, `ReleaseForeign` when that holds for this server
+        alone. When it could not be tried, `EngineUnavailable`; when that may be the engine's fault as well as
+        its own, `EngineRefused`.
         """
         async with self._swapping:
             if self._resident.get(release.version) != release:
@@ -95,21 +104,21 @@ class Policies:
             self._leases[version] -= 1
             self._unload_when_idle(version)
 
-    async def reload(self) -> dict[int, ReleaseRefused]:
+    async def reload(self) -> dict[int, ServerError]:
         """Load into a fresh vLLM all that was resident, zero first, then the newest; for `Engine.on_ready`.
 
-        A release that does not pass any more (its files were damaged, say) is dropped, and returned with its
+        A release that does not pass now (its files were damaged, say) is dropped, and returned with its
         reason. Raises when zero cannot be loaded.
         """
         async with self._swapping:
             for gone in self._draining:
                 del self._resident[gone]
             self._draining.clear()
-            refused: dict[int, ReleaseRefused] = {}
+            refused: dict[int, ServerError] = {}
             for version in sorted(self._resident, key=lambda v: (v != ZERO, -v)):
                 try:
                     await self._load(self._resident[version])
-                except ReleaseRefused as error:
+                except (ReleaseRefused, EngineRefused) as error:
                     if version == ZERO:
                         raise
                     log.error("%s is not served any more: %s", self.name(version), error.message)
@@ -123,25 +132,31 @@ class Policies:
         name = self.name(release.version)
         try:
             manifest = await asyncio.to_thread(verify, self._adapters, release, max_rank=self._max_rank)
-            self._belongs(manifest)
+            self._belongs(name, manifest)
             await self._engine.load(name, self._adapters / release.directory)
         except (AdapterInvalid, EngineRefused) as error:
+            if _may_pass(error):
+                raise
             raise ReleaseRefused(f"{name}: {error}", "Have the learner publish it again.") from error
         try:
             await self._engine.generate(name, [0] * 8, max_tokens=2)
             await self._probe(name, manifest)
         except ServerError as error:
-            if isinstance(error, EngineRefused):
+            if isinstance(error, EngineRefused) and not _may_pass(error):
                 error = ReleaseRefused(f"{name}: its warm-up failed: {error.message}")
-            if isinstance(error, ReleaseRefused):
+            if not isinstance(error, EngineUnavailable):
                 await self._engine.unload(name)
             raise error
 
-    def _belongs(self, manifest: Manifest) -> None:
+    def _belongs(self, name: str, manifest: Manifest) -> None:
+        hint = "Give this server the learner's `model` and `alias`, or the learner this server's."
         if manifest.alias != self._alias:
-            raise AdapterInvalid(f"it was made for the alias {manifest.alias}, this one is {self._alias}")
+            made_for = f"it was made for the alias {manifest.alias}, this one is {self._alias}"
+            raise ReleaseForeign(f"{name}: {made_for}", hint)
         if self._base is not None and manifest.base != self._base:
-            raise AdapterInvalid("it was trained on another base model than the one served here")
+            raise ReleaseForeign(
+                f"{name}: it was trained on another base model than the one served here", hint
+            )
 
     async def _probe(self, name: str, manifest: Manifest) -> None:
         if manifest.version == ZERO:
@@ -173,6 +188,11 @@ class Policies:
                 await self._engine.unload(self.name(version))
             except ServerError as error:  # vLLM forgets it by itself when it restarts
                 log.warning("%s was not unloaded: %s", self.name(version), error.message)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether vLLM failed, which may have been its own fault."""
+    return isinstance(error, EngineRefused) and error.answer >= 500
 
 
 def judge(served: Sequence[float], candidate: Sequence[float], parent: Sequence[float]) -> str | None:

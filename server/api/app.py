@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -43,8 +44,13 @@ def create_app(gateway: Gateway) -> FastAPI:
     _add_models(app, gateway)
     _add_operations(app, gateway)
     app.include_router(pages.router())
-    _add_error_handlers(app, gateway)
-    app.add_middleware(BodyLimit, max_bytes=gateway.config.max_body_bytes)
+
+    def refuse(found: Problem) -> Response:
+        gateway.metrics.refusals.labels(str(found[1]["error"]["code"])).inc()
+        return _respond(found)
+
+    _add_error_handlers(app, refuse)
+    app.add_middleware(BodyLimit, max_bytes=gateway.config.max_body_bytes, refuse=refuse)
     if gateway.config.browser_origins:  # around the one before, so that a page can read its refusals
         app.add_middleware(
             BrowserOrigins,
@@ -127,12 +133,8 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_error_handlers(app: FastAPI, gateway: Gateway) -> None:
-    """The boundary where errors become replies."""
-
-    def refuse(found: Problem) -> Response:
-        gateway.metrics.refusals.labels(str(found[1]["error"]["code"])).inc()
-        return _respond(found)
+def _add_error_handlers(app: FastAPI, refuse: Callable[[Problem], Response]) -> None:
+    """The boundary where errors become replies: `refuse` makes one, and counts it."""
 
     @app.exception_handler(ServerError)
     @app.exception_handler(BufferError)
@@ -193,9 +195,10 @@ class BrowserOrigins(CORSMiddleware):
 class BodyLimit:
     """Refuses a body above `max_bytes`, announced or not, before anything holds all of it."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, refuse: Callable[[Problem], Response]) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -203,7 +206,7 @@ class BodyLimit:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self._max_bytes:
-            await _respond(self._too_large())(scope, receive, send)
+            await self._refuse(self._too_large())(scope, receive, send)
             return
         seen = 0
 

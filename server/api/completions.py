@@ -192,13 +192,13 @@ class Answer(Response):
         return "ok"
 
     async def _stream(self, answer: ClientResponse, version: int, send: Send) -> str:
-        # The engine is already at work on the prompt, so this costs the first token nothing.
-        if self._call.store and await self._recorded([self._opened(version)]):
-            self._next_turns.notice(self._principal, self._conversation, self._call.request)
-        headers = {**self._reply_headers, **_STREAM_HEADERS}
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": raw})
         try:
+            # The engine is already at work on the prompt, so this costs the first token nothing.
+            if self._call.store and await self._recorded([self._opened(version)]):
+                self._next_turns.notice(self._principal, self._conversation, self._call.request)
+            headers = {**self._reply_headers, **_STREAM_HEADERS}
+            raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+            await send({"type": "http.response.start", "status": 200, "headers": raw})
             async for shown in self._shown(answer):
                 await send({"type": "http.response.body", "body": shown, "more_body": True})
         except asyncio.CancelledError:

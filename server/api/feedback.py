@@ -93,13 +93,15 @@ def router(gateway: Gateway) -> APIRouter:
     ) -> FeedbackFates:
         principal = gateway.principal(request, "feedback")
         view, whose = gateway.buffer.view, None if principal.admin and not mine else principal.name
-        found = await asyncio.to_thread(view.all_feedback, whose, status=status, about=completion_id)
+        found = await asyncio.to_thread(view.all_feedback, whose, about=completion_id)
         if order == "desc":
             found.reverse()
-        ids = [feedback.feedback_id for feedback in found]
-        start = ids.index(after) + 1 if after in ids else 0
-        page = [lessons.describe(feedback) for feedback in found[start : start + limit]]
-        return {"object": "list", "data": page, "has_more": len(found) > start + limit}
+        if after is not None:  # among all of them: since it was listed, its status may have changed
+            ids = [feedback.feedback_id for feedback in found]
+            found = found[ids.index(after) + 1 :] if after in ids else []
+        listed = [feedback for feedback in found if status in (None, feedback.fate.status)]
+        page = [lessons.describe(feedback) for feedback in listed[:limit]]
+        return {"object": "list", "data": page, "has_more": len(listed) > limit}
 
     @routes.get("/{feedback_id}", responses=errors(404), summary="What became of a piece of feedback")
     async def one(request: Request, feedback_id: str) -> FeedbackFate:
@@ -131,7 +133,10 @@ def router(gateway: Gateway) -> APIRouter:
 
 
 async def own_conversation(gateway: Gateway, principal: Principal, completion_id: str) -> str:
-    """The conversation of a completion of the caller's. Raises `RequestRefused`."""
+    """The conversation of a completion of the caller's that is not known to be erased.
+
+    Raises `RequestRefused`.
+    """
     conversation = gateway.receipts.conversation(completion_id, principal.name)
     if conversation is None:
         exchange = await asyncio.to_thread(gateway.buffer.view.exchange, completion_id)
@@ -145,6 +150,11 @@ async def own_conversation(gateway: Gateway, principal: Principal, completion_id
         raise RequestRefused(
             f"{completion_id!r} is not one of your completions",
             "give the id of a reply that you received and did not ask for with store: false",
+            code="completion_not_found", status=404, param="completion_id",
+        )  # fmt: skip
+    if await asyncio.to_thread(gateway.buffer.view.erased, completion_id):
+        raise RequestRefused(
+            f"{completion_id} has been erased", "GET /v1/chat/completions lists what is there",
             code="completion_not_found", status=404, param="completion_id",
         )  # fmt: skip
     return conversation
@@ -195,7 +205,9 @@ class Desk:
         text = choice["message"].get("content") or ""
         contains = feedback.check.contains if feedback.check is not None else None
         passed = None if contains is None else contains.casefold() in text.casefold()
-        return {"object": "feedback.preview", "text": text, "messages": messages, "check_passed": passed}
+        # the bearer of a token may know what was asked, and neither the instructions nor the turns before it
+        shown = messages if principal.completion is None else messages[-1:]
+        return {"object": "feedback.preview", "text": text, "messages": shown, "check_passed": passed}
 
     async def own(self, principal: Principal, feedback_id: str) -> Feedback:
         """A piece of the caller's feedback (an admin sees everybody's). Raises `RequestRefused`."""

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import Annotated, Literal, cast
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict
@@ -17,8 +18,11 @@ from server.api.schemas import Move as MoveShown
 from server.api.schemas import Round as RoundShown
 from server.errors import RequestRefused
 from server.gateway import Gateway, no_policy
+from server.identity import Principal
 
 ROUNDS_SHOWN = 20
+QUOTES = frozenset({"before", "answer"})
+"""What a round's evaluation quotes of each lesson: the model's answers to it."""
 Version = Annotated[int, Path(ge=0, le=999_999)]
 
 
@@ -41,8 +45,8 @@ def learning_router(gateway: Gateway) -> APIRouter:
 
     @routes.get("", summary="What the learner does, and why it does not train when it does not")
     async def learning(request: Request) -> Learning:
-        gateway.principal(request)
-        return await asyncio.to_thread(describe_learning, gateway, time.time())
+        by = gateway.principal(request)
+        return await asyncio.to_thread(describe_learning, gateway, by, time.time())
 
     @routes.post("/rounds", status_code=202, responses=errors(503), summary="Ask for a round now")
     async def ask_for_round(request: Request, wanted: RoundWanted | None = None) -> RoundAsked:
@@ -59,7 +63,7 @@ def learning_router(gateway: Gateway) -> APIRouter:
         by = gateway.principal(request, "learn")
         await gateway.write([LearningSwitched(paused=paused, by=by.name, why=why.why if why else "")])
         await gateway.until(lambda: (gateway.buffer.view.paused() is not None) is paused)
-        return await asyncio.to_thread(describe_learning, gateway, time.time())
+        return await asyncio.to_thread(describe_learning, gateway, by, time.time())
 
     @routes.post("/pause", responses=errors(503), summary="Start no further round; one that trains waits")
     async def pause(request: Request, why: Switch | None = None) -> Learning:
@@ -77,8 +81,8 @@ def policies_router(gateway: Gateway) -> APIRouter:
 
     @routes.get("", summary="All policies and where they come from")
     async def policies(request: Request) -> Policies:
-        gateway.principal(request)
-        return {"object": "list", "data": await asyncio.to_thread(describe_policies, gateway)}
+        by = gateway.principal(request)
+        return {"object": "list", "data": await asyncio.to_thread(describe_policies, gateway, by)}
 
     async def move(request: Request, version: int | None, why: Literal["promote", "rollback"]) -> AliasMove:
         by = gateway.admin(request)
@@ -110,8 +114,8 @@ def policies_router(gateway: Gateway) -> APIRouter:
 
     @routes.get("/{version:int}", responses=errors(404), summary=summary)
     async def policy(request: Request, version: Version) -> Policy:
-        gateway.principal(request)
-        for one in await asyncio.to_thread(describe_policies, gateway, details=True):
+        by = gateway.principal(request)
+        for one in await asyncio.to_thread(describe_policies, gateway, by, details=True):
             if one["version"] == version:
                 return one
         raise no_policy(version)
@@ -119,9 +123,9 @@ def policies_router(gateway: Gateway) -> APIRouter:
     return routes
 
 
-def describe_learning(gateway: Gateway, now: float) -> Learning:
-    """The learner's last word, and what waits for it. Reads the view."""
-    view = gateway.buffer.view
+def describe_learning(gateway: Gateway, by: Principal, now: float) -> Learning:
+    """The learner's last word, and what waits for it, as far as the caller may know. Reads the view."""
+    view, may_read = gateway.buffer.view, _reader(gateway.buffer.view, by)
     counted = view.count_feedback()
     rounds = view.rounds()
     ended = next((r for r in reversed(rounds) if r.ended is not None), None)
@@ -135,8 +139,8 @@ def describe_learning(gateway: Gateway, now: float) -> Learning:
         "pending": pending(counted),
         "rehearsed": rehearsed(counted),
         "requests": [asked.request_id for asked in view.requests()],
-        "last_round": describe_round(ended) if ended is not None else None,
-        "rounds": [describe_round(r) for r in reversed(rounds[-ROUNDS_SHOWN:])],
+        "last_round": describe_round(ended, may_read) if ended is not None else None,
+        "rounds": [describe_round(r, may_read) for r in reversed(rounds[-ROUNDS_SHOWN:])],
     }
 
 
@@ -153,7 +157,19 @@ def describe_learner(view: View, now: float) -> Learner:
     return told
 
 
-def describe_round(one: Round) -> RoundShown:
+def _reader(view: View, by: Principal) -> Callable[[str], bool]:
+    """Whether the caller may read what was answered to a lesson, given by its id: an admin, or its author."""
+
+    @cache
+    def wrote(feedback_id: str) -> bool:
+        found = view.feedback(feedback_id)
+        return found is not None and found.principal == by.name
+
+    return (lambda _: True) if by.admin else wrote
+
+
+def describe_round(one: Round, may_read: Callable[[str], bool]) -> RoundShown:
+    """A round, with the quotes of those lessons that may be read."""
     planned, ended = one.planned, one.ended
     return {
         "round": planned.round,
@@ -164,15 +180,29 @@ def describe_round(one: Round) -> RoundShown:
         "ended": int(one.ended_at) if one.ended_at is not None else None,
         "verdict": ended.verdict if ended is not None else None,
         "reasons": ended.reasons if ended is not None else [],
-        "evaluation": ended.evaluation if ended is not None else {},
+        "evaluation": _evaluation(ended.evaluation, may_read) if ended is not None else {},
         "gate": planned.config.get("gate", {}),
         "policy": one.release.version if one.release is not None else None,
     }
 
 
-def describe_policies(gateway: Gateway, *, details: bool = False) -> list[Policy]:
-    """Every policy, oldest first, beginning with the base. Reads the view."""
-    view = gateway.buffer.view
+def _evaluation(measured: dict[str, Any], may_read: Callable[[str], bool]) -> dict[str, Any]:
+    """What was measured; quotes that may not be read are empty."""
+    lessons = measured.get("lessons")
+    if not isinstance(lessons, list):
+        return measured
+
+    def shown(one: dict[str, Any]) -> dict[str, Any]:
+        if QUOTES.isdisjoint(one) or may_read(one["feedback_id"]):
+            return one
+        return {name: "" if name in QUOTES else value for name, value in one.items()}
+
+    return measured | {"lessons": [shown(one) for one in lessons]}
+
+
+def describe_policies(gateway: Gateway, by: Principal, *, details: bool = False) -> list[Policy]:
+    """Every policy, oldest first, beginning with the base, as far as the caller may know. Reads the view."""
+    view, may_read = gateway.buffer.view, _reader(gateway.buffer.view, by)
     rejected, resident, moves = view.rejected(), gateway.policies.resident, view.moves(gateway.alias)
     live = moves[-1].moved.version if moves else 0
     found = [_policy(gateway, 0, moves, live=live == 0, resident=0 in resident)]
@@ -181,7 +211,7 @@ def describe_policies(gateway: Gateway, *, details: bool = False) -> list[Policy
             continue
         version, planned = one.release.version, one.planned
         policy = _policy(gateway, version, moves, live=live == version, resident=version in resident)
-        policy |= cast(Policy, describe_round(one))
+        policy |= cast(Policy, describe_round(one, may_read))
         policy |= {
             "digest": one.release.digest,
             "directory": one.release.directory,

@@ -40,7 +40,7 @@ FORMS = (
 _CONTROL_TOKEN = re.compile(
     r"<[|｜][^<>|｜\n]{1,64}[|｜]>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"  # noqa: RUF001
 )
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 class CheckIn(Check):
@@ -71,13 +71,19 @@ def _by_form(schema: dict[str, Any]) -> None:
         )
 
 
+ROLES = ("system", "developer", "user", "assistant", "tool")
 TaughtMessage = Annotated[
     dict[str, Any],
     WithJsonSchema(
         {
             "type": "object",
-            "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
+            "properties": {
+                "role": {"type": "string", "enum": list(ROLES)},
+                "content": {"type": "string"},
+                "name": {"type": "string"},
+            },
             "required": ["role", "content"],
+            "additionalProperties": False,
         }
     ),
 ]
@@ -252,11 +258,20 @@ def _check_text(text: str, where: str, max_chars: int) -> None:
 
 
 def _check_messages(messages: list[dict[str, Any]], where: str, max_chars: int) -> None:
+    """Everything of a message reaches the chat template, so there is nothing in it but what was looked at."""
     for index, message in enumerate(messages):
         at = f"{where}[{index}]"
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+        if unknown := sorted(message.keys() - {"role", "content", "name"}):
+            raise RequestRefused(
+                f"{at}.{unknown[0]} cannot be taught", "give role and content, and a name if there is one",
+                param=f"{at}.{unknown[0]}",
+            )  # fmt: skip
+        if "content" not in message or not all(isinstance(value, str) for value in message.values()):
             raise RequestRefused(f"{at} must have a role and content as text", param=at)
-        _check_text(message["content"], f"{at}.content", max_chars)
+        if message.get("role") not in ROLES:
+            raise RequestRefused(f"{at}.role must be one of {', '.join(ROLES)}", param=f"{at}.role")
+        for name in sorted(message.keys() - {"role"}):
+            _check_text(message[name], f"{at}.{name}", max_chars)
     if messages[-1]["role"] != "user":
         raise RequestRefused(
             f"{where} must end with the user's message", "put the answer into text", param=where

@@ -118,6 +118,7 @@ def gather(gateway: Gateway, sample: traffic.Sample, behind: int | str, held: in
         ),
         paused_by=paused[0].by if paused is not None else None,
         paused_at=paused[1] if paused is not None else None,
+        foreign=gateway.foreign,
         waits_for={
             gateway.policies.name(r.release.version): why
             for r in rounds

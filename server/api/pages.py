@@ -9,6 +9,8 @@ from server.errors import RequestRefused
 
 WEB = Path(__file__).parents[1] / "web"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+FILES = {path.relative_to(WEB).as_posix(): path for path in WEB.rglob("*") if path.suffix in TYPES}
+"""All that is served, by its name: what a request names is looked up, and never made into a path."""
 
 SECURITY = {
     # nothing from elsewhere, nothing inline, and no other site may frame it
@@ -43,8 +45,7 @@ def router() -> APIRouter:
 
 
 def _file(name: str) -> Response:
-    path = (WEB / name).resolve()
-    if not path.is_relative_to(WEB) or path.suffix not in TYPES or not path.is_file():
+    if (path := FILES.get(name)) is None:
         raise RequestRefused(
             f"there is no /web/{name}", "the pages are /dashboard, /corrections and /docs",
             code="no_such_route", status=404,

@@ -6,7 +6,7 @@ Pure.
 from collections.abc import Mapping
 from typing import Any
 
-from buffer.log import BufferError
+from buffer.log import BufferError, RecordTooLarge
 from server.errors import EngineUnavailable, RequestRefused, ServerError
 
 TYPES: Mapping[int, str] = {
@@ -24,6 +24,8 @@ Problem = tuple[int, dict[str, Any], dict[str, str]]
 
 def problem(error: ServerError | BufferError) -> Problem:
     """What a client is told about one of our errors."""
+    if isinstance(error, RecordTooLarge):
+        return shape(413, error.code, str(error), "say less in one piece: no record of the log may hold more")
     if isinstance(error, BufferError):
         hint = error.hint or "free disk space, or try again; with store: false nothing has to be written"
         return shape(503, error.code, str(error), hint, retry_after_s=RETRY_LATER_S)

@@ -113,7 +113,10 @@ class FeedbackReceived(TypedDict):
 class FeedbackPreview(TypedDict):
     object: Literal["feedback.preview"]
     text: Annotated[str, Field(description="what the teacher answers")]
-    messages: Annotated[list[dict[str, Any]], Field(description="what the teacher was asked")]
+    messages: Annotated[
+        list[dict[str, Any]],
+        Field(description="what the teacher was asked; with a feedback token the last turn alone"),
+    ]
     check_passed: bool | None
 
 
@@ -195,7 +198,10 @@ class Round(TypedDict):
     ended: Time | None
     verdict: Literal["passed", "refused", "failed"] | None
     reasons: list[str]
-    evaluation: dict[str, Any]
+    evaluation: Annotated[
+        dict[str, Any],
+        Field(description="what the gate measured; what was answered to others' lessons is left empty"),
+    ]
     gate: Annotated[dict[str, float], Field(description="the limits that it was held to")]
     policy: Version | None
 

@@ -5,6 +5,7 @@ Light: nothing here imports more than the standard library, so that `--help` sta
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -16,6 +17,12 @@ EXITS: Mapping[int, str] = {
     FAILED: "it could not be done; the message says why and what to do next",
     USAGE: "wrong arguments or configuration",
 }
+
+
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters but for tabs and line ends, what turns the direction of writing, halves of a pair."""
 
 
 class CommandError(Exception):
@@ -44,9 +51,18 @@ def parser(name: str, about: str, exits: Mapping[int, str] = EXITS) -> argparse.
     return made
 
 
+def plain(text: str) -> str:
+    """Somebody's words as a terminal may have them: what would steer it, an escape sequence say, is replaced.
+
+    Everything from the log goes through it before it is printed.
+    """
+    return _STEERING.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
 def print_json(value: Any, out: TextIO | None = None) -> None:
-    """One JSON document, on standard output where nothing else is given."""
-    print(json.dumps(value, indent=2, ensure_ascii=False), file=out, flush=True)
+    """One JSON document, on standard output where nothing else is given. What would steer is escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print(_STEERING.sub(lambda found: json.dumps(found[0])[1:-1], text), file=out, flush=True)
 
 
 def print_error(message: str, hint: str, code: str, *, as_json: bool) -> None:
@@ -54,4 +70,4 @@ def print_error(message: str, hint: str, code: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}), file=sys.stderr)
     else:
-        print(f"apprentice: {message}" + (f"\n  → {hint}" if hint else ""), file=sys.stderr)
+        print(plain(f"apprentice: {message}" + (f"\n  → {hint}" if hint else "")), file=sys.stderr)

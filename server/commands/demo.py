@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from server.commands import demo_report as report
 from server.commands.client import Client, add_arguments
-from server.commands.command import EXITS, FAILED, OK, parser, print_json
+from server.commands.command import EXITS, FAILED, OK, parser, plain, print_json
 from server.commands.demo_facts import load_facts
 
 QUIET_S = 15.0
@@ -52,7 +52,7 @@ class ConsoleScreen:
         self._last = 0.0
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(plain(text), markup=False, soft_wrap=True)
         if self._spinner is not None:
             self._spinner.update("")
 

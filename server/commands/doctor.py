@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.commands.command import EXITS, FAILED, OK, parser, print_json
+from server.commands.command import EXITS, FAILED, OK, parser, plain, print_json
 
 if TYPE_CHECKING:
     from buffer.checkup import Finding
@@ -34,10 +34,11 @@ def main(argv: Sequence[str]) -> int:
 
         console = Console(highlight=False)
         for one in found:
-            line = Text.assemble((f"{one.verdict:8}", COLORS[one.verdict]), f"{one.check}: {one.says}")
+            said = plain(f"{one.check}: {one.says}")
+            line = Text.assemble((f"{one.verdict:8}", COLORS[one.verdict]), said)
             console.print(line, soft_wrap=True)
             if one.todo:
-                console.print(Text(f"          → {one.todo}"), soft_wrap=True)
+                console.print(Text(plain(f"          → {one.todo}")), soft_wrap=True)
     return FAILED if any(one.verdict == "wrong" for one in found) else OK
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.commands.client import Client, add_arguments, segment
-from server.commands.command import OK, CommandError, parser, print_json
+from server.commands.command import OK, CommandError, parser, plain, print_json
 
 ABOUT = """\
 Erase an exchange with all feedback on it (the id of a reply), one piece of feedback (an id of
@@ -80,7 +80,7 @@ def _exchange(client: Client, id_: str) -> tuple[str, str]:
 def _said(text: Any) -> str:
     if not isinstance(text, str) or not text.strip():
         return ""
-    line = " ".join(text.split())
+    line = plain(" ".join(text.split()))
     return f" ({line if len(line) <= SHOWN else line[:SHOWN] + '…'})"
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from server.commands.client import Client, add_arguments, segment
-from server.commands.command import OK, parser, print_json
+from server.commands.command import OK, parser, plain, print_json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,9 +31,9 @@ def timeline(found: dict[str, Any]) -> Group:
         rows.add_column(style=style, no_wrap=True)
     rows.add_column(overflow="fold")
     for event in found["events"]:
-        rows.add_row(_when(event["time"]), event["what"].replace("_", " "), Text(event["why"]))
+        rows.add_row(_when(event["time"]), event["what"].replace("_", " "), Text(plain(event["why"])))
     head = Text.assemble(feedback["id"], " is ", (feedback["status"], "bold"))
-    return Group(head, rows, Text(f"next: {found['next']}"))
+    return Group(head, rows, Text(plain(f"next: {found['next']}")))
 
 
 def _when(time: int | None) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.commands.client import Client, add_action, add_arguments, segment
-from server.commands.command import OK, CommandError, parser, print_json
+from server.commands.command import OK, CommandError, parser, plain, print_json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json:
         print_json(answer)
     else:
-        print(_text(arguments.action, answer))
+        print(plain(_text(arguments.action, answer)))
     return OK
 
 

@@ -10,7 +10,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from server.commands.command import OK, CommandError, parser, print_json
+from server.commands.command import OK, CommandError, parser, plain, print_json
 from server.commands.state import add_state, keys_of, log_of, settings_of
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _list(arguments: argparse.Namespace) -> dict[str, Any]:
         width = max((len(one["name"]) for one in found), default=0)
         for one in found:
             added = f"{datetime.fromtimestamp(one['added'], UTC):%Y-%m-%d} " if one["added"] else ""
-            print(f"{one['name']:{width}}  {_scopes(one['scopes'])}  ({added}by {one['by']})")
+            print(plain(f"{one['name']:{width}}  {_scopes(one['scopes'])}  ({added}by {one['by']})"))
         if not found and logged.ever:
             print("every key was revoked, so nobody may call: apprentice keys add NAME")
         elif not found:

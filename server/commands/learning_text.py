@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from server.commands.command import plain
+
 
 def progress(learning: dict[str, Any]) -> str:
     """What the learner does, in a line."""
@@ -12,7 +14,7 @@ def progress(learning: dict[str, Any]) -> str:
         line += f", step {learning.get('step') or 0} of {learning['steps']}"
     if learning.get("loss") is not None:
         line += f", loss {learning['loss']:.3f}"
-    return line + (f": {learning['why']}" if learning.get("why") else "")
+    return plain(line + (f": {learning['why']}" if learning.get("why") else ""))
 
 
 def verdict(last: dict[str, Any]) -> str:
@@ -20,7 +22,7 @@ def verdict(last: dict[str, Any]) -> str:
     line = f"round {last.get('round', '?')} {last.get('verdict') or 'not ended'}"
     numbers = ", ".join(_numbers(last.get("evaluation") or {}))
     reasons = "; ".join(last.get("reasons") or [])
-    return line + (f": {numbers}" if numbers else "") + (f" ({reasons})" if reasons else "")
+    return plain(line + (f": {numbers}" if numbers else "") + (f" ({reasons})" if reasons else ""))
 
 
 def _numbers(evaluation: dict[str, Any]) -> list[str]:

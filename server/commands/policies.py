@@ -6,9 +6,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from server.commands.client import Client, add_action, add_arguments, segment
-from server.commands.command import OK, parser, print_json
+from server.commands.command import OK, parser, plain, print_json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,7 +44,7 @@ def _table(answer: dict[str, Any]) -> Table:
         cells.append(
             "live" if one["live"] else f"rejected: {one['rejected']}" if one.get("rejected") else None
         )
-        rows.add_row(*("" if cell is None else str(cell) for cell in cells))
+        rows.add_row(*(Text("" if cell is None else plain(str(cell))) for cell in cells))
     return rows
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from server.commands.client import CallFailed, Client, add_arguments
-from server.commands.command import OK, CommandError, parser, print_json
+from server.commands.command import OK, CommandError, parser, plain, print_json
 from server.commands.learning_text import progress, verdict
 from server.commands.status_watch import watch
 
@@ -50,7 +50,7 @@ def collect(client: Client) -> dict[str, Any]:
         client.get("/readyz")
         engine = "ready"
     except CallFailed as error:
-        engine = f"not ready: {error}"
+        engine = plain(f"not ready: {error}")
     return {
         "url": client.url,
         "engine": engine,

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from server.commands.command import CommandError
+from server.commands.command import CommandError, plain
 from server.commands.learning_text import progress, verdict
 
 EVERY_S = 1.0
@@ -37,7 +37,7 @@ def watch(collect: Callable[[], dict[str, Any]], console: Console) -> None:
                 try:
                     found = collect()
                 except CommandError as error:
-                    problem = str(error)
+                    problem = plain(str(error))
                 live.update(screen(found, problem, datetime.now()), refresh=True)
                 time.sleep(EVERY_S)
     except KeyboardInterrupt:
@@ -73,7 +73,7 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, RenderableType]]:
     yield "feedback", Text(f"{counts or 'none yet'}; {learning['pending']} to be learned")
     yield "log", Text(log_line(gauges(found.get("metrics", ""))))
     if changed := _changed(learning, policies):
-        yield "changed", Text(changed)
+        yield "changed", Text(plain(changed))
     ended = [one for one in learning["rounds"] if one["verdict"] is not None]
     for index, one in enumerate(ended[:ROUNDS_SHOWN]):
         style = {"passed": "green", "failed": "red"}.get(one["verdict"], "yellow")

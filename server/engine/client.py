@@ -129,13 +129,18 @@ class EngineClient:
     async def _call(
         self, method: str, path: str, body: Any = None, *, timeout_s: float = _CALL_TIMEOUT_S
     ) -> str:
-        """One small request, read to its end. Raises `EngineRefused` with vLLM's own message."""
+        """One small request, read to its end.
+
+        Raises `EngineRefused` with vLLM's own message, and `EngineUnavailable` where that is "not now".
+        """
         try:
             async with asyncio.timeout(timeout_s), self._request(method, path, json=body) as response:
                 text = await response.text()
                 status = response.status
         except TimeoutError as error:
             raise EngineUnavailable(f"vLLM did not answer {path} within {timeout_s:.0f} s") from error
+        if status in (429, 503):
+            raise EngineUnavailable(f"vLLM answered {path} with {status}: {_message(text)}")
         if status != 200:
             raise EngineRefused(f"vLLM answered {path} with {status}: {_message(text)}", answer=status)
         return text

@@ -109,7 +109,7 @@ function roundRows(one) {
 }
 
 const yes = (right) => make("span", { class: right ? "good" : "bad" }, right ? "✓ yes" : "✕ no");
-const said = (words) => make("div", { class: "said" }, words ?? NONE);
+const said = (words) => make("div", { class: "said" }, words || NONE); // empty where it is not for this reader
 const SHOWN = ["lessons", "kept", "drift", "kl_to_parent", "degenerate"];
 const TITLES = {
   parent_drift: "parent's drift", parent_degenerate: "parent's degenerate answers", loss_first: "loss at the first step",

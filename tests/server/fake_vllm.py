@@ -40,6 +40,8 @@ def app() -> web.Application:
         body = await request.json()
         if "missing" in body["lora_path"]:
             return web.json_response({"error": {"message": "no adapter found"}}, status=404)
+        if "busy" in body["lora_path"]:
+            return web.json_response({"error": {"message": "not now"}}, status=503)
         loaded[body["lora_name"]] = body["lora_path"]
         return web.Response()
 

@@ -21,6 +21,7 @@ from server.api.app import create_app
 from server.config import EngineConfig, ServerConfig
 from server.engine.engine import Engine, Patience
 from server.follow import Follower
+from server.follow import Patience as Trying
 from server.gateway import Gateway
 from server.identity import Receipts
 from server.metrics import Metrics
@@ -109,9 +110,9 @@ class Running:
         self._clients.append(made)
         return made
 
-    def follow(self) -> None:
+    def follow(self, patience: Trying | None = None) -> None:
         """Follow the log again."""
-        self.run(self._follow())
+        self.run(self._follow(patience))
 
     def stop_following(self) -> None:
         """From here on the log changes nothing about what is loaded and live."""
@@ -156,8 +157,8 @@ class Running:
         await self.engine.stop()
         await self.vllm.stop()
 
-    async def _follow(self) -> None:
-        self._following = asyncio.create_task(Follower(self.gateway).run())
+    async def _follow(self, patience: Trying | None = None) -> None:
+        self._following = asyncio.create_task(Follower(self.gateway, patience).run())
 
     async def _stop_following(self) -> None:
         self._following.cancel()

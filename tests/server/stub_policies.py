@@ -5,16 +5,18 @@ from contextlib import contextmanager
 
 from buffer.records import Release
 from server.engine.client import EngineClient
-from server.errors import PolicyNotResident, ReleaseRefused
+from server.errors import PolicyNotResident, ReleaseRefused, ServerError
 
 
 class StubPolicies:
-    """Counts leases; `bad` holds the versions whose install fails."""
+    """Counts leases; `bad` holds the versions whose install fails, `errors` those at which it fails so."""
 
     def __init__(self, engine: EngineClient) -> None:
         self.resident: set[int] = {0}
         self.leases: dict[int, int] = {}
         self.bad: set[int] = set()
+        self.errors: dict[int, ServerError] = {}
+        self.tried: list[int] = []
         self.installed: list[int] = []
 
     def name(self, version: int) -> str:
@@ -31,6 +33,9 @@ class StubPolicies:
             self.leases[version] -= 1
 
     async def install(self, release: Release) -> None:
+        self.tried.append(release.version)
+        if release.version in self.errors:
+            raise self.errors[release.version]
         if release.version in self.bad:
             raise ReleaseRefused(f"the probe of {release.version} differs")
         self.installed.append(release.version)

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from buffer.records import KeyAdded, KeyRevoked, Payload
+from server.__main__ import http_server
 from server.callers import Callers
 from server.identity import digest_of
 from server.limits import WRONG_KEYS
@@ -167,15 +168,40 @@ def test_requests_of_a_principal_are_limited_and_others_are_not_held_up(tmp_path
     running.stop()
 
 
-def test_after_many_wrong_keys_an_address_has_to_wait(running: Running) -> None:
-    client = running.client()
+def test_after_many_wrong_keys_an_address_has_to_wait_and_valid_ones_come_through(running: Running) -> None:
+    """Behind a load balancer all callers have its address."""
+    client, path = running.client(), "/v1/chat/completions"
+    completion_id = client.post(path, json=ASKED).json()["id"]
+    token = client.post("/v1/feedback/tokens", json={"completion_id": completion_id}).json()["token"]
     for number in range(WRONG_KEYS):
         wrong = client.get("/v1/models", headers={"authorization": f"Bearer guess-{number}"})
         assert wrong.status_code == 401
-    for key in ("guess", "ann-key"):
-        refused = client.get("/v1/models", headers={"authorization": f"Bearer {key}"})
-        assert (refused.status_code, code(refused)) == (429, "too_many_wrong_keys")
-        assert 1 <= int(refused.headers["retry-after"]) <= 60
+    refused = client.get("/v1/models", headers={"authorization": "Bearer guess"})
+    assert (refused.status_code, code(refused)) == (429, "too_many_wrong_keys")
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert client.get("/v1/models").status_code == 200
+    assert running.client(token).get(f"{path}/{completion_id}").status_code == 200
+    assert httpx.get(f"{running.url}/v1/models").status_code == 401
+
+
+@pytest.mark.parametrize(("trusted", "others"), [("10.0.0.0/8", 401), ("127.0.0.1", 429)])
+def test_whom_a_trusted_load_balancer_calls_for_is_told_apart(
+    running: Running, monkeypatch: pytest.MonkeyPatch, trusted: str, others: int
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
+    served = http_server(running.gateway).config
+    served.load()
+    transport = httpx.ASGITransport(served.loaded_app, client=("10.0.0.9", 4711))
+
+    async def guess(key: str, caller: str) -> int:
+        headers = {"authorization": f"Bearer {key}", "x-forwarded-for": caller}
+        async with httpx.AsyncClient(transport=transport, base_url="http://balancer") as client:
+            return (await client.get("/v1/models", headers=headers)).status_code
+
+    for number in range(WRONG_KEYS):
+        assert running.run(guess(f"guess-{number}", "203.0.113.5")) == 401
+    assert running.run(guess("guess", "203.0.113.5")) == 429
+    assert running.run(guess("guess", "203.0.113.6")) == others
 
 
 def test_a_program_that_repeats_its_old_key_or_sends_none_holds_up_nobody(running: Running) -> None:

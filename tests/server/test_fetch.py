@@ -8,14 +8,17 @@ from pathlib import Path
 import httpx
 import pytest
 
+from buffer.adapters import WEIGHTS, AdapterInvalid, verify_files
 from buffer.config import AdaptersConfig
 from buffer.records import AliasMoved, Release, ReleaseRejected, RoundEnded
 from buffer.store import AdapterStore, StoreUnavailable
+from server.errors import ReleaseRefused
 from server.fetch import Fetcher
 from server.follow import Follower
 from tests.buffer.stores import away, failing, made
 from tests.server.api.test_learning import planned, wait_for_live, write
 from tests.server.running import Running
+from tests.server.stub_policies import StubPolicies
 
 ASKED = {"model": "apprentice", "messages": [{"role": "user", "content": "x"}]}
 
@@ -45,6 +48,19 @@ def release(running: Running, learner: AdapterStore, version: int, parent: int) 
     return one
 
 
+def judging(running: Running, store: AdapterStore) -> None:
+    """Have the running server check files as the real one does."""
+
+    async def install(release: Release) -> None:
+        try:
+            verify_files(store.root / release.directory, release)
+        except AdapterInvalid as error:
+            raise ReleaseRefused(str(error)) from error
+        await StubPolicies.install(running.policies, release)
+
+    running.policies.install = install
+
+
 def policy(running: Running, version: int) -> dict[str, object]:
     return dict(running.client().get(f"/v1/policies/{version}").json())
 
@@ -70,6 +86,30 @@ def wait_for(holds: Callable[[], bool]) -> None:
 
 def wait_for_failure(running: Running, reason: str) -> None:
     wait_for(lambda: failures(running, reason) > 0)
+
+
+def test_a_copy_that_was_damaged_here_is_fetched_again_and_no_verdict_on_the_release(
+    running: Running, learner: AdapterStore, server: AdapterStore
+) -> None:
+    running.stop_following()
+    judging(running, server)
+    one = release(running, learner, 1, 0)
+    server.fetch(one)
+    (server.root / one.directory / WEIGHTS).write_bytes(b"damaged")
+    running.follow()
+    wait_for_live(running, 1)
+    assert running.log.payloads(ReleaseRejected) == []
+
+
+def test_a_release_that_was_fetched_again_and_is_still_wrong_is_rejected(
+    running: Running, learner: AdapterStore, server: AdapterStore
+) -> None:
+    wrong = ReleaseRefused("a tensor is not finite")
+    wrong.__cause__ = AdapterInvalid("a tensor is not finite")
+    running.policies.errors = {1: wrong}
+    release(running, learner, 1, 0)
+    running.run(running.gateway.until(lambda: 1 in running.gateway.buffer.view.rejected()))
+    assert running.policies.tried.count(1) == 2
 
 
 def test_a_release_is_fetched_and_served(

@@ -1,8 +1,10 @@
 from buffer.records import AliasMoved, ReleaseRejected, RoundEnded
 from buffer.view import Alias, Round
-from server.follow import candidate, kept
+from server.errors import EngineRefused, ReleaseForeign
+from server.follow import Patience, candidate, kept
 from tests.server.api.test_learning import passed, planned, release, wait_for_live, write
 from tests.server.running import Running
+from tests.server.test_fetch import wait_for
 
 
 def moves(*versions: int) -> Alias:
@@ -66,6 +68,97 @@ def test_a_release_that_fails_its_probe_is_rejected_and_not_served(running: Runn
     ]
     write(running, planned(3, 1), passed(3))
     wait_for_live(running, 3)
+
+
+FAILING = EngineRefused("vLLM answered /v1/load_lora_adapter with 500: it ended", answer=500)
+QUICK = Patience(tries=3, first_pause_s=0.05, longest_pause_s=0.05)
+
+
+def test_a_release_at_which_vllm_fails_is_tried_again_and_served(running: Running) -> None:
+    release(running, 1)
+    running.stop_following()
+    running.policies.errors = {2: FAILING}
+    running.follow(Patience(tries=3, first_pause_s=0.05, longest_pause_s=60))
+    write(running, planned(2, 1), passed(2))
+    wait_for(lambda: running.policies.tried.count(2) == 2)
+    running.policies.errors = {}
+    running.stop_following()
+    running.follow(QUICK)
+    wait_for_live(running, 2)
+    assert running.log.payloads(ReleaseRejected) == []
+
+
+def test_a_release_at_which_vllm_always_fails_is_rejected_in_the_end(running: Running) -> None:
+    release(running, 1)
+    running.stop_following()
+    running.policies.errors = {2: FAILING}
+    running.follow(QUICK)
+    write(running, planned(2, 1), passed(2))
+    running.run(running.gateway.until(lambda: 2 in running.gateway.buffer.view.rejected()))
+    assert running.policies.tried.count(2) == 3
+    (rejected,) = running.log.payloads(ReleaseRejected)
+    assert isinstance(rejected, ReleaseRejected) and "it ended (3 times in a row)" in rejected.why
+    assert running.gateway.live == 1
+
+
+def test_between_two_tries_there_is_a_pause_in_which_all_else_goes_on(running: Running) -> None:
+    release(running, 1)
+    running.stop_following()
+    running.policies.errors = {2: FAILING}
+    running.follow(Patience(first_pause_s=60))
+    write(running, planned(2, 1), passed(2))
+    wait_for(lambda: 2 in running.policies.tried)
+    for version in (0, 1):
+        epoch = running.gateway.alias_now().epoch
+        moved = AliasMoved(alias="apprentice", version=version, epoch=epoch, why="promote", by="elsewhere")
+        write(running, moved)
+        wait_for_live(running, version)
+    assert running.policies.tried.count(2) == 1
+    assert running.log.payloads(ReleaseRejected) == []
+
+
+def test_a_live_policy_at_which_vllm_fails_leaves_the_one_before_in_place(running: Running) -> None:
+    release(running, 1)
+    running.stop_following()
+    running.policies.errors = {2: FAILING}
+    write(running, planned(2, 1), passed(2))
+    write(running, AliasMoved(alias="apprentice", version=2, epoch=1, why="release", by="elsewhere"))
+    running.follow(QUICK)
+    wait_for(lambda: running.policies.tried.count(2) > 1)
+    assert running.client().get("/readyz").json()["policy"] == "apprentice@000001"
+    running.policies.errors = {}
+    wait_for_live(running, 2)
+
+
+def test_after_a_start_a_live_policy_at_which_vllm_fails_is_told_as_the_reason(running: Running) -> None:
+    release(running, 1)
+    running.stop_following()
+    running.gateway.live, running.policies.resident = None, {0}
+    running.policies.errors = {1: FAILING}
+    running.follow(QUICK)
+    wait_for(lambda: running.policies.tried.count(1) > 2)
+    refused = running.client().get("/readyz")
+    assert refused.status_code == 503 and "it ended" in refused.json()["error"]["message"]
+    running.policies.errors = {}
+    wait_for_live(running, 1)
+
+
+def test_a_release_for_another_server_is_no_verdict_and_is_told_by_this_ones_health(running: Running) -> None:
+    release(running, 1)
+    running.policies.errors = {2: ReleaseForeign("apprentice@000002: it was trained on another base model")}
+    write(running, planned(2, 1), passed(2))
+    wait_for(lambda: running.gateway.foreign is not None)
+    client = running.client()
+    (todo,) = [one for one in client.get("/v1/overview").json()["todo"] if one["level"] == "bad"]
+    assert todo["code"] == "release_foreign" and "another base model" in todo["what"]
+    assert client.get("/readyz").json()["policy"] == "apprentice@000001", "the others are not helped by less"
+    write(running, AliasMoved(alias="apprentice", version=2, epoch=1, why="release", by="elsewhere"))
+    running.run(running.gateway.until(lambda: running.gateway.alias_now().version == 2))
+    write(running, AliasMoved(alias="apprentice", version=0, epoch=2, why="rollback", by="elsewhere"))
+    wait_for_live(running, 0)
+    wait_for(lambda: running.gateway.foreign is None)
+    assert running.log.payloads(ReleaseRejected) == []
+    assert running.policies.tried.count(2) == 1, "nothing about it will change here"
 
 
 def test_a_release_that_grew_from_a_withdrawn_policy_is_not_promoted(running: Running) -> None:

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from buffer.adapters import WEIGHTS
 from buffer.records import Release
 from server.engine.client import EngineClient
-from server.errors import EngineUnavailable, PolicyNotResident, ReleaseRefused
+from server.errors import (
+    EngineRefused,
+    EngineUnavailable,
+    PolicyNotResident,
+    ReleaseForeign,
+    ReleaseRefused,
+)
 from server.policies import Policies, judge
 from tests.server.adapters import PROMPT, publish, write_weights
 
@@ -27,13 +33,17 @@ class FakeEngine(EngineClient):
         self.names: list[str] = []
         self.served: dict[str, list[float]] = {}
         self.down = False
+        self.failing: dict[str, int] = {}
+        """Calls to the status that they are answered with."""
 
-    def _up(self) -> None:
+    def _up(self, call: str = "") -> None:
         if self.down:
             raise EngineUnavailable("down")
+        if call in self.failing:
+            raise EngineRefused("it failed", answer=self.failing[call])
 
     async def load(self, name: str, directory: Path) -> None:
-        self._up()
+        self._up("load")
         assert directory.is_absolute()
         self.names.append(name)
 
@@ -42,12 +52,12 @@ class FakeEngine(EngineClient):
         self.names.remove(name)
 
     async def score(self, model: str, token_ids: Sequence[int]) -> list[float]:
-        self._up()
+        self._up("score")
         assert model in self.names
         return self.served.get(model, PARENT)
 
     async def generate(self, model: str, token_ids: Sequence[int], *, max_tokens: int) -> list[int]:
-        self._up()
+        self._up("generate")
         return [1]
 
 
@@ -123,13 +133,13 @@ def test_a_release_of_another_alias_or_base_is_refused(tmp_path: Path) -> None:
     async def scenario() -> None:
         engine = FakeEngine()
         made = await policies(tmp_path, engine)
-        with pytest.raises(ReleaseRefused, match="alias other"):
+        with pytest.raises(ReleaseForeign, match="alias other"):
             await made.install(release(tmp_path, 12, alias="other"))
         zero = next(iter(made._resident.values()))
         elsewhere = Policies(
             engine, alias="apprentice", adapters=tmp_path, zero=zero, max_rank=16, base="c" * 64
         )
-        with pytest.raises(ReleaseRefused, match="another base model"):
+        with pytest.raises(ReleaseForeign, match="another base model"):
             await elsewhere.install(release(tmp_path, 13))
 
     asyncio.run(scenario())
@@ -147,6 +157,44 @@ def test_an_unavailable_engine_says_nothing_about_the_release(tmp_path: Path) ->
         engine.served[made.name(12)] = shifted(12)
         await made.install(one)
         assert list(made.resident) == [0, 12]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("call", ["load", "generate", "score"])
+@pytest.mark.parametrize(("answer", "verdict"), [(500, EngineRefused), (400, ReleaseRefused)])
+def test_a_failure_of_vllm_itself_is_no_verdict_on_the_release(
+    tmp_path: Path, call: str, answer: int, verdict: type[Exception]
+) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+        made = await policies(tmp_path, engine)
+        one = release(tmp_path, 12)
+        engine.failing = {call: answer}
+        with pytest.raises(verdict, match="it failed"):
+            await made.install(one)
+        assert engine.names == ["apprentice@000000"], "nothing half tried stays"
+        engine.failing = {}
+        engine.served[made.name(12)] = shifted(12)
+        await made.install(one)
+        assert list(made.resident) == [0, 12]
+
+    asyncio.run(scenario())
+
+
+def test_a_fresh_vllm_that_fails_at_a_policy_is_kept_without_it(tmp_path: Path) -> None:
+    class Failing(FakeEngine):
+        async def load(self, name: str, directory: Path) -> None:
+            if name == "apprentice@000002":
+                raise EngineRefused("it failed", answer=500)
+            await super().load(name, directory)
+
+    async def scenario() -> None:
+        made = await policies(tmp_path, FakeEngine(), 1, 2)
+        made._engine = fresh = Failing()
+        fresh.served = {made.name(1): shifted(1)}
+        assert list(await made.reload()) == [2]
+        assert list(made.resident) == [0, 1]
 
     asyncio.run(scenario())
 

@@ -101,10 +101,12 @@ def test_a_body_above_the_limit_is_refused_announced_or_not(running: Running) ->
     def piecemeal() -> Any:
         yield from (big[i : i + 50_000] for i in range(0, len(big), 50_000))
 
-    for content in (big, piecemeal()):
+    for times, content in enumerate((big, piecemeal()), start=1):
         refused = running.client().post("/v1/chat/completions", content=content)
         assert refused.status_code == 413
         assert error_of(refused)["code"] == "body_too_large"
+        counted = running.client().get("/metrics").text.splitlines()
+        assert f'apprentice_refusals_total{{reason="body_too_large"}} {times}.0' in counted
     assert running.client().post("/v1/chat/completions", json=ASKED).status_code == 200
 
 

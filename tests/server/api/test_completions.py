@@ -1,4 +1,6 @@
+import json
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from buffer.records import ExchangeClosed, ExchangeOpened
 from tests.server.running import Running, events
 from tests.server.scripted_vllm import PROMPT_IDS, logprob, token_id, words
 from tests.server.stub_policies import StubPolicies
+from tests.server.test_fetch import wait_for
 
 FULL = LogFull("the disk is full", "free some space")
 
@@ -222,6 +225,29 @@ def test_where_it_may_it_answers_without_a_record_and_says_so(tmp_path: Path, st
     assert kept == (1, 1), "no end without a beginning"
 
 
+@pytest.mark.parametrize("what", ["/v1/chat/completions/{id}", "/v1/principals/ann"])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_what_is_erased_while_it_is_answered_does_not_stay_in_the_log(
+    running: Running, what: str, leaves: bool
+) -> None:
+    asked = body("/slow secret word", stream=True)
+    with running.client().stream("POST", "/v1/chat/completions", json=asked) as reply:
+        lines = reply.iter_lines()
+        said = next(line for line in lines if "secret" in line)
+        id_ = json.loads(said.removeprefix("data: "))["id"]
+        running.client("root-key").delete(what.format(id=id_)).raise_for_status()
+        if not leaves:
+            running.run(release(running))
+            assert [*lines][-2] == "data: [DONE]"
+    for _ in range(300):
+        if [types.count(ExchangeClosed.type) for types in running.log.batches[-2:]] == [1, 1]:
+            break
+        time.sleep(0.01)
+    assert running.log.batches[-2:] == [[ExchangeClosed.type]] * 2, "its end, and the tombstone of that"
+    assert not [r for r in running.log.read({})[0] if r.data is not None and b"secret" in r.data]
+    assert running.client("root-key").get("/v1/principals/ann").json()["exchanges"] == 0
+
+
 def test_a_client_that_leaves_stops_the_engine_and_what_came_is_captured(running: Running) -> None:
     with running.client().stream(
         "POST", "/v1/chat/completions", json=body("/slow a b", stream=True)
@@ -238,6 +264,16 @@ def test_a_client_that_leaves_stops_the_engine_and_what_came_is_captured(running
 
 async def wait(running: Running) -> None:
     await running.vllm.aborted.wait()
+
+
+def test_a_client_that_leaves_before_the_headers_leaves_no_exchange_without_an_end(running: Running) -> None:
+    running.log.holding[ExchangeOpened.type] = Future()
+    with pytest.raises(httpx.ReadTimeout):
+        running.client().post("/v1/chat/completions", json=body("/slow a b", stream=True), timeout=0.5)
+    assert wait_for_closed(running).status == "aborted"
+    registry = running.gateway.metrics.registry
+    wait_for(lambda: registry.get_sample_value("apprentice_captures_total", {"status": "aborted"}) == 1.0)
+    running.log.holding[ExchangeOpened.type].set_result(None)
 
 
 def test_a_client_that_leaves_before_a_whole_reply_stops_the_engine(running: Running) -> None:

@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,7 +7,8 @@ import pytest
 from buffer.log import LogFull
 from buffer.records import FeedbackGiven, FeedbackWithdrawn
 from server.identity import Receipts
-from tests.server.running import Running
+from tests.server.running import KEYS, Running, hashed
+from tests.server.stub_policies import StubPolicies
 
 
 def ask(running: Running, text: str = "What is it called?", key: str = "ann-key", **more: Any) -> str:
@@ -100,6 +102,34 @@ def test_only_ones_own_completions_can_be_corrected(running: Running) -> None:
     assert given(running) == []
 
 
+def test_an_erased_completion_cannot_be_corrected(running: Running) -> None:
+    erased, kept, client = ask(running, n=2), ask(running), running.client()
+    client.delete(f"/v1/chat/completions/{erased}").raise_for_status()
+    for body in (
+        correction(erased, "a secret"),
+        correction(erased, "a secret", choice=1),
+        [correction(kept), correction(erased, "a secret")],
+    ):
+        refused = client.post("/v1/feedback", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "completion_not_found")
+    preview = client.post("/v1/feedback/preview", json=correction(erased, "a secret"))
+    assert preview.json()["error"]["code"] == "completion_not_found"
+    assert given(running) == []
+
+
+def test_feedback_that_meets_the_erasure_of_its_completion_is_erased_with_it(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when it was checked just before, or by a server that had not heard of the erasure."""
+    completion_id, client = ask(running), running.client()
+    client.delete(f"/v1/chat/completions/{completion_id}").raise_for_status()
+    monkeypatch.setattr(running.gateway.buffer.view, "erased", lambda _: False)
+    sent = client.post("/v1/feedback", json=correction(completion_id, "a secret"))
+    assert sent.status_code == 202
+    assert client.get(f"/v1/feedback/{sent.json()['id']}").json()["status"] == "erased"
+    assert given(running) == []
+
+
 def test_feedback_is_accepted_before_its_exchange_is_known(running: Running) -> None:
     """As on a replica that has not read it yet."""
     completion_id = running.gateway.receipts.mint("chat", "0" * 32, "ann", "f" * 16)
@@ -119,6 +149,23 @@ def test_a_full_log_refuses_feedback(running: Running) -> None:
     refused = running.client().post("/v1/feedback", json=correction(completion_id))
     assert refused.status_code == 503
     assert refused.json()["error"]["hint"] == "free some space"
+
+
+def test_what_no_record_may_hold_is_its_callers_doing_and_says_nothing_about_the_log(tmp_path: Path) -> None:
+    running = Running(tmp_path, StubPolicies, keys=hashed(KEYS))
+    client = running.client()
+    turn = {"role": "user", "content": "x" * 7000}
+    refused = client.post(
+        "/v1/feedback", json={"kind": "demonstration", "messages": [turn] * 199, "text": "y"}
+    )
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "record_too_large")
+    assert refused.json()["error"]["type"] == "invalid_request_error"
+    assert "retry-after" not in refused.headers
+    counted = client.get("/metrics").text.splitlines()
+    assert "apprentice_log_writable 1.0" in counted
+    assert 'apprentice_refusals_total{reason="record_too_large"} 1.0' in counted
+    assert given(running) == []
+    running.stop()
 
 
 # --- idempotency -------------------------------------------------------------------------------------
@@ -206,6 +253,28 @@ def test_feedback_is_listed_by_status_and_by_page(running: Running) -> None:
     refused = client.get("/v1/feedback", params={"status": "lost"})
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "status"
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_a_listing_goes_on_behind_what_has_moved_on_meanwhile(running: Running, order: str) -> None:
+    client = running.client()
+    ids = [
+        client.post("/v1/feedback", json=correction(ask(running, f"question {i}"))).json()["id"]
+        for i in range(4)
+    ]
+
+    def page(after: str | None) -> tuple[list[str], bool]:
+        query = {"status": "received", "limit": "2", "order": order} | ({"after": after} if after else {})
+        found = client.get("/v1/feedback", params=query).json()
+        return [one["id"] for one in found["data"]], found["has_more"]
+
+    expected = ids if order == "asc" else ids[::-1]
+    assert page(None) == (expected[:2], True)
+    client.delete(f"/v1/feedback/{expected[1]}")
+    assert page(expected[1]) == (expected[2:], False)
+    client.delete(f"/v1/feedback/{expected[1]}?erase=true")
+    assert page(expected[1]) == (expected[2:], False)
+    assert page("fb-nothing") == ([], False), "so that a listing ends"
 
 
 def test_withdrawn_feedback_is_left_out(running: Running) -> None:

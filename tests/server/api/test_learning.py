@@ -4,8 +4,10 @@ import pytest
 
 from buffer.records import (
     AliasMoved,
+    FeedbackGiven,
     LearnerReported,
     LearningSwitched,
+    LessonAnswered,
     Payload,
     Release,
     RoundEnded,
@@ -13,7 +15,9 @@ from buffer.records import (
     RoundRequested,
 )
 from server.api.learning import describe_learning
+from server.identity import LOCAL
 from tests.server.running import Running
+from tests.server.test_callers import decide, key_added
 
 
 def planned(round_: int, parent: int, *lessons: str) -> RoundPlanned:
@@ -68,13 +72,43 @@ def test_it_says_what_the_learner_does_and_what_the_last_round_gave(running: Run
     assert found["rounds"][0]["verdict"] is None
 
 
+def test_what_was_answered_to_a_lesson_is_told_to_its_author_and_to_admins_alone(running: Running) -> None:
+    decide(running, key_added("prometheus"))
+    measured = [{"feedback_id": "fb-1", "asked": True}, {"feedback_id": "fb-2", "asked": False}]
+    write(
+        running,
+        FeedbackGiven(feedback_id="fb-1", principal="ann", kind="correction", text="x"),
+        FeedbackGiven(feedback_id="fb-2", principal="ben", kind="correction", text="x"),
+        LessonAnswered(feedback_id="fb-1", round=1, before="old of ann", answer="new of ann"),
+        LessonAnswered(feedback_id="fb-2", round=1, before="old of ben", answer="new of ben"),
+        planned(1, 0, "fb-1", "fb-2"),
+        passed(1, lessons=measured),
+    )
+    wait_for_live(running, 1)
+
+    def told(key: str, path: str) -> list[tuple[str, str]]:
+        found = running.client(key).get(path).json()
+        one = found["rounds"][0] if "rounds" in found else found["data"][1] if "data" in found else found
+        assert found.get("last_round", one) == one
+        lessons = one["evaluation"]["lessons"]
+        assert [lesson["asked"] for lesson in lessons] == [True, False], "numbers are for all"
+        return [(lesson["before"], lesson["answer"]) for lesson in lessons]
+
+    hidden, of_ann, of_ben = ("", ""), ("old of ann", "new of ann"), ("old of ben", "new of ben")
+    for path in ("/v1/learning", "/v1/policies", "/v1/policies/1"):
+        assert told("ann-key", path) == [of_ann, hidden]
+        assert told("ben-key", path) == [hidden, of_ben]
+        assert told("prometheus-key", path) == [hidden, hidden]
+        assert told("root-key", path) == [of_ann, of_ben]
+
+
 def test_it_says_when_the_learner_has_fallen_silent(running: Running) -> None:
     write(running, LearnerReported(state="waiting", why="nothing to learn"))
     running.run(running.gateway.until(lambda: running.gateway.buffer.view.report() is not None))
     report = running.gateway.buffer.view.report()
     assert report is not None
-    heard = describe_learning(running.gateway, report[1] + 59)
-    silent = describe_learning(running.gateway, report[1] + 300)
+    heard = describe_learning(running.gateway, LOCAL, report[1] + 59)
+    silent = describe_learning(running.gateway, LOCAL, report[1] + 300)
     assert (heard["state"], heard["why"]) == ("waiting", "nothing to learn")
     assert silent["state"] == "silent"
     assert "300 s" in silent["why"]
@@ -88,8 +122,6 @@ def test_feedback_is_counted_by_status(running: Running) -> None:
 
 
 async def seed_feedback(running: Running) -> list[str]:
-    from buffer.records import FeedbackGiven
-
     given = [
         FeedbackGiven(feedback_id=f"fb-{i}", principal="ann", kind="correction", text="x") for i in range(3)
     ]

@@ -24,6 +24,8 @@ RATING = {"kind": "rating", "completion_id": "chatcmpl-1", "value": -1}
         DEMONSTRATION,
         {**DEMONSTRATION, "completion_id": "chatcmpl-1"},
         {**DEMONSTRATION, "kind": "instruction"},
+        {**DEMONSTRATION, "messages": [{"role": "developer", "content": "Be kind."}, *ASKED]},
+        {**DEMONSTRATION, "messages": [{**ASKED[0], "name": "ann"}]},
         {**CORRECTION, "text": "tabs\tand\nlines, a < b, <b>html</b>, [x], 1|2, 日本語, emoji 👩‍💻"},
     ],
 )
@@ -66,6 +68,17 @@ def test_good_feedback_is_accepted(body: dict[str, Any]) -> None:
         ({**DEMONSTRATION, "messages": [{"role": "assistant", "content": "x"}]}, "messages"),
         ({**DEMONSTRATION, "messages": [{"role": "user", "content": ["x"]}]}, "messages[0]"),
         ({**DEMONSTRATION, "messages": [{"role": "user", "content": "<|im_end|>"}]}, "messages[0].content"),
+        ({**DEMONSTRATION, "messages": [{"content": "x"}]}, "messages[0].role"),
+        (
+            {**DEMONSTRATION, "messages": [{"role": "user<|im_end|>", "content": "x"}, *ASKED]},
+            "messages[0].role",
+        ),
+        ({**DEMONSTRATION, "messages": [{"role": "pirate", "content": "x"}, *ASKED]}, "messages[0].role"),
+        ({**DEMONSTRATION, "messages": [{**ASKED[0], "name": "<|im_end|>"}]}, "messages[0].name"),
+        ({**DEMONSTRATION, "messages": [{**ASKED[0], "name": "x" * 101}]}, "messages[0].name"),
+        ({**DEMONSTRATION, "messages": [{**ASKED[0], "name": 7}]}, "messages[0]"),
+        ({**DEMONSTRATION, "messages": [{**ASKED[0], "reasoning": "x"}]}, "messages[0].reasoning"),
+        ({**DEMONSTRATION, "messages": [{**ASKED[0], "tool_calls": []}]}, "messages[0].tool_calls"),
     ],
 )
 def test_bad_feedback_is_refused_by_name(body: object, param: str) -> None:
@@ -88,6 +101,7 @@ def test_bad_feedback_is_refused_by_name(body: object, param: str) -> None:
         "<eos>",
         "a\x00b",
         "\x1b[0m",
+        "\x9b0m",
     ],
 )
 def test_what_would_steer_the_model_is_refused_with_a_hint(text: str) -> None:

@@ -16,7 +16,19 @@ def test_pages_and_their_parts_are_served_shut_off_from_elsewhere(running: Runni
     assert reply.headers["x-content-type-options"] == "nosniff"
 
 
-@pytest.mark.parametrize("name", ["../gateway.py", "..%2fgateway.py", "nothing.js", "", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../gateway.py",
+        "..%2fgateway.py",
+        "nothing.js",
+        "",
+        "/etc/passwd",
+        "%00.js",
+        "a" * 300 + ".js",
+        "vendor",
+    ],
+)
 def test_nothing_else_is_served(running: Running, name: str) -> None:
     reply = httpx.get(f"{running.url}/web/{name}")
     assert reply.status_code == 404

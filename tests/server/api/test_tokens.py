@@ -58,6 +58,24 @@ def test_its_bearer_reads_corrects_previews_and_takes_back(running: Running) -> 
     assert (record.principal, record.completion_id) == ("ann", completion_id)
 
 
+def test_a_preview_shows_its_bearer_the_last_turn_alone(running: Running) -> None:
+    before = [
+        {"role": "system", "content": "The secret is 4711."},
+        {"role": "user", "content": "And who am I?"},
+        {"role": "assistant", "content": "Ann."},
+    ]
+    asked = [*before, {"role": "user", "content": "What is it called?"}]
+    completion_id = ask(running, messages=asked)
+    body = correction(completion_id)
+    reply = running.client(token_of(running, completion_id)).post("/v1/feedback/preview", json=body)
+    (turn,) = reply.json()["messages"]
+    assert turn["role"] == "user"
+    assert "What is it called?" in turn["content"] and "Bramblewick." in turn["content"]
+    assert "4711" not in reply.text and "Ann." not in reply.text
+    assert running.vllm.requests[-1]["messages"] == [*before, turn], "the teacher is asked with all of it"
+    assert running.client().post("/v1/feedback/preview", json=body).json()["messages"] == [*before, turn]
+
+
 def test_it_opens_nothing_else(running: Running) -> None:
     mine, other = ask(running), ask(running, "Something else?")
     theirs = running.client().post("/v1/feedback", json=correction(other)).json()["id"]

@@ -180,6 +180,8 @@ def test_stopping_ends_every_process_and_loading_twice_is_harmless(tmp_path: Pat
             with pytest.raises(EngineRefused) as caught:
                 await engine.load("apprentice@000002", tmp_path / "missing")
             assert caught.value.answer == 404
+            with pytest.raises(EngineUnavailable, match="not now"):
+                await engine.load("apprentice@000002", tmp_path / "busy")
         assert not session_members(session)
         assert engine.state == "down"
 

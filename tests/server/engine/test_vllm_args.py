@@ -100,6 +100,15 @@ def test_other_urls_are_refused(url: str) -> None:
         load(EngineConfig, "engine", env={}, flags={"url": url})
 
 
+@pytest.mark.parametrize(
+    "few", [{"max_loras": 3}, {"max_cpu_loras": 3}, {"max_loras": 8, "max_cpu_loras": 7}]
+)
+def test_vllm_has_room_for_the_policies_that_are_served_together(few: dict[str, int]) -> None:
+    assert EngineConfig(max_loras=4, max_cpu_loras=4)
+    with pytest.raises(ConfigError, match=r"max_(cpu_)?loras"):
+        load(EngineConfig, "engine", env={}, flags=few)
+
+
 @pytest.mark.parametrize("origin", ["*", "app.example", "https://app.example/", "https://app.example/x"])
 def test_an_origin_is_what_a_browser_sends(origin: str) -> None:
     with pytest.raises(ConfigError, match="browser_origins"):
