@@ -4,18 +4,14 @@ What was said is kept beside each exchange as plain text (`projection.folded`), 
 the records' JSON nor their token ids. It goes window by window; who writes the view can do so in between.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from buffer.projection import folded
 from buffer.records import ExchangeClosed, ExchangeOpened
+from buffer.view_file import Rows
 
 WINDOW = 2000
 """Exchanges looked at in one query: a few milliseconds."""
-
-Rows = Callable[..., list[Any]]
-"""Runs one query with its arguments, alone with the database."""
 
 _HAS_LESSON = (
     "EXISTS (SELECT 1 FROM feedback f WHERE f.completion_id = e.completion_id AND f.teaches > 0"

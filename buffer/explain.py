@@ -9,9 +9,11 @@ from typing import Any
 
 from buffer.exchanges import Exchange
 from buffer.fate import Lineage, Trail
+from buffer.feedback import Feedback
 from buffer.next_step import absent, next_step
 from buffer.records import LearnerReported, LearningSwitched
-from buffer.view import Feedback, Move, Round, View
+from buffer.rounds import Move, Round
+from buffer.view import View
 
 SHOWN = 200
 """Characters of a text that are quoted."""

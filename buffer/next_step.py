@@ -19,6 +19,7 @@ TO_DO: Mapping[str, str] = {
     "not_rehearsable": "nothing: long or cut answers are not rehearsed",
     "no_teacher": "give it again with a text",
     "template_mismatch": "ask again, and correct the new answer",
+    "control_tokens": "ask again without it, and correct the new answer",
     "template_refuses": "give it with other messages: users and assistants in turn, a system's first or none",
     "teacher_too_long": "say in a correction what the answer should have been",
     "teacher_misses_hint": "say in a correction what the answer should have been",

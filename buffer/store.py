@@ -22,7 +22,7 @@ from buffer.config import AdaptersConfig, ConfigError
 from buffer.files import clear_scratch, make_directory, publish_directory, scratch
 from buffer.log import BufferError
 from buffer.records import Release
-from buffer.view import Alias, Round
+from buffer.rounds import Alias, Round
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from buffer.fate import Status
+from buffer.feedback import Feedback
 from buffer.log import Log, read_to_end
 from buffer.records import FeedbackGiven, FeedbackKind, Message
 from buffer.teacher import last_user_turn, told
-from buffer.view import Feedback, View
+from buffer.view import View
 
 LEFT_OUT: tuple[Status, ...] = ("withdrawn", "superseded", "quarantined", "skipped", "held")
 """What became of feedback that teaches nothing further. `held`: an operator took back what it had taught."""

@@ -8,20 +8,20 @@ in log order, one transaction a batch, together with the positions they move to;
 import logging
 import sqlite3
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from buffer import exchanges, projection
+from buffer import exchanges, feedback, projection, rounds
 from buffer.exchanges import EVERYTHING, Exchange, Wanted
-from buffer.fate import Fate, FeedbackFact, Judged, Lineage, RoundFact, Status, Trail, fate
+from buffer.fate import Lineage, Status, Trail
+from buffer.feedback import Feedback, FeedbackGroup, Judgement
 from buffer.files import make_directory
 from buffer.records import (
-    AliasMoved,
     ExchangeErased,
     FeedbackGiven,
     KeyAdded,
@@ -30,91 +30,12 @@ from buffer.records import (
     Payload,
     Positions,
     Record,
-    Release,
-    RoundEnded,
-    RoundPlanned,
     RoundRequested,
 )
+from buffer.rounds import Alias, Move, Round
 from buffer.view_file import BUSY_MS, open_view
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Feedback:
-    """One piece of feedback with what became of it. `given` is None once erased."""
-
-    feedback_id: str
-    principal: str
-    received: float
-    given: FeedbackGiven | None
-    fate: Fate
-
-    @property
-    def rehearsed(self) -> bool:
-        """Whether it is a good rating: material for replay in every round, and a reason for none."""
-        return self.given is not None and self.given.kind == "rating" and self.fate.status == "accepted"
-
-
-class FeedbackGroup(NamedTuple):
-    """What pieces of feedback have in common; `teaches` is False for a rating, which carries no lesson."""
-
-    status: Status
-    reason: str
-    teaches: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """A planned round and, once it has ended, how. Times are Unix seconds."""
-
-    planned: RoundPlanned
-    planned_at: float
-    ended: RoundEnded | None
-    ended_at: float | None
-    ended_id: str | None = None
-    """Of the record of its end."""
-
-    @property
-    def release(self) -> Release | None:
-        return self.ended.release if self.ended is not None else None
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A move of an alias that counted, with its record's id and time in Unix seconds."""
-
-    moved: AliasMoved
-    record_id: str
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """Where the alias points. `epoch` is what the next move must carry; `moves` are oldest first."""
-
-    version: int
-    epoch: int
-    moves: tuple[AliasMoved, ...]
-
-    def recent(self, count: int) -> list[int]:
-        """The versions that were live last, each once, the live one first."""
-        return list(dict.fromkeys([self.version, *(move.version for move in reversed(self.moves))]))[:count]
-
-    @property
-    def previous(self) -> int | None:
-        """The version that a rollback returns to, None when there is none.
-
-        A rollback undoes a move, so two of them go back two versions instead of to and fro.
-        """
-        been = [0]
-        for move in self.moves:
-            if move.why == "rollback" and move.version in been:
-                while been[-1] != move.version:
-                    been.pop()
-            elif move.version != been[-1]:
-                been.append(move.version)
-        return been[-2] if len(been) > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +45,6 @@ class Keys:
     added: tuple[tuple[KeyAdded, float], ...] = ()
     """With the time of each in Unix seconds."""
     ever: bool = False
-
-
-_FACTS = """
-    f.erased, f.withdrawn, d.decision,
-    (SELECT group_concat(round) FROM (
-        SELECT round FROM lessons t WHERE t.feedback_id = f.feedback_id ORDER BY round)),
-    CASE WHEN f.teaches THEN (
-        SELECT max(l.feedback_id) FROM feedback l LEFT JOIN decisions e ON e.feedback_id = l.feedback_id
-        WHERE l.principal = f.principal AND l.question = f.question
-        AND (l.teaches, l.feedback_id) > (f.teaches, f.feedback_id) AND NOT l.withdrawn AND NOT l.erased
-        AND coalesce(e.decision, 'accepted') = 'accepted') END"""
-"""What decides the fate of feedback: last, what supersedes it, which is the latest later lesson on the same
-question, and of a follow-up any that was given on purpose."""
-_FROM = "FROM feedback f LEFT JOIN decisions d ON d.feedback_id = f.feedback_id"
 
 
 class View:
@@ -150,7 +57,7 @@ class View:
         self._db = open_view(path)
         self._to_erase = True
         """Erased bytes may be left in the write-ahead log, by a process that died for one."""
-        self._judged: tuple[dict[int, RoundFact], Lineage] | None = None
+        self._judged: Judgement | None = None
         """What every fate depends on, until control or rounds say more."""
         self._keys: Keys | None = None
         """Asked for at every request; until control says more."""
@@ -381,78 +288,39 @@ class View:
 
     def count_feedback(self) -> Counter[FeedbackGroup]:
         """How much feedback has which status, for which reason, and whether it carries a lesson."""
-        counted: Counter[FeedbackGroup] = Counter()
         with self._lock:
-            rounds, lineage = self._judgement()
-            # equal facts, equal fate: what supersedes it does not matter, only whether anything does
-            columns = f"{_FACTS} AS later, f.teaches > 0, d.reason, count(*)"
-            groups = self._rows(f"SELECT {columns} {_FROM} GROUP BY 1, 2, 3, 4, later IS NULL, 6, 7")
-            for *facts, teaches, reason, count in groups:
-                found = fate(_fact(facts, rounds, reason or ""), lineage)
-                counted[FeedbackGroup(found.status, found.reason, bool(teaches))] += count
-        return counted
+            return feedback.count(self._rows, self._judgement())
 
     def feedback_arrived(self, since: float, every_s: float) -> dict[float, int]:
         """How much feedback came in each span of `every_s` seconds from `since` on, by the span's start."""
-        return dict(
-            self._rows(
-                "SELECT ?1 + ?2 * CAST((received - ?1) / ?2 AS INT) AS start, count(*) FROM feedback"
-                " WHERE received >= ?1 GROUP BY start ORDER BY start",
-                since,
-                every_s,
-            )
-        )
+        return feedback.arrived(self._rows, since, every_s)
+
+    def trail(self, feedback_id: str) -> Trail:
+        """What is known of a piece of feedback beyond its fate."""
+        return feedback.trail(self._rows, feedback_id)
 
     def _feedback(self, where: str, *arguments: object) -> list[Feedback]:
         with self._lock:
-            columns = f"f.feedback_id, f.principal, f.received, f.given, d.reason, {_FACTS}"
-            rows = self._rows(f"SELECT {columns} {_FROM} {where}", *arguments)
-            rounds, lineage = self._judgement()
-        return [
-            Feedback(
-                feedback_id=feedback_id,
-                principal=principal,
-                received=received,
-                given=FeedbackGiven.model_validate_json(given) if given is not None else None,
-                fate=fate(_fact(facts, rounds, reason or ""), lineage),
-            )
-            for feedback_id, principal, received, given, reason, *facts in rows
-        ]
+            found = feedback.find(self._rows, self._judgement(), where, *arguments)
+        return list(found)  # parsed without the lock, since that may take long
 
-    def _judgement(self) -> tuple[dict[int, RoundFact], Lineage]:
+    def _judgement(self) -> Judgement:
         """All rounds by number, and what they and the moves say about policies."""
         with self._lock:
             if self._judged is None:
-                self._judged = self._round_facts(), self._lineage()
+                facts, moved_to = rounds.facts(self.rounds()), rounds.moved_to(self._rows)
+                self._judged = facts, rounds.lineage(moved_to, facts, self.rejected())
             return self._judged
 
     # --- rounds, policies, the alias -----------------------------------------------------------------
 
     def rounds(self) -> list[Round]:
         """All rounds, oldest first, with what was answered to lessons that are not erased."""
-        said = defaultdict[int, dict[str, dict[str, str]]](dict)
-        for round_, feedback_id, before, answer in self._rows(
-            "SELECT round, feedback_id, before, answer FROM answers JOIN feedback USING (feedback_id)"
-            " WHERE NOT erased"
-        ):
-            said[round_][feedback_id] = {"before": before, "answer": answer}
-        rows = self._rows(
-            "SELECT round, planned, planned_at, ended, ended_at, ended_id FROM rounds ORDER BY round"
-        )
-        return [
-            Round(
-                RoundPlanned.model_validate_json(planned),
-                planned_at,
-                _quoting(RoundEnded.model_validate_json(ended), said[round_]) if ended is not None else None,
-                ended_at,
-                ended_id,
-            )
-            for round_, planned, planned_at, ended, ended_at, ended_id in rows
-        ]
+        return rounds.find(self._rows)
 
     def release(self, version: int) -> Round | None:
         """The round that made a policy version."""
-        return made_by(self.rounds(), version)
+        return rounds.made_by(self.rounds(), version)
 
     def rejected(self) -> dict[int, str]:
         """Releases that a server refused to serve, with the reason."""
@@ -460,57 +328,16 @@ class View:
 
     def moves(self, alias: str) -> list[Move]:
         """All moves of an alias, oldest first."""
-        rows = self._rows("SELECT moved, record_id, at FROM moves WHERE alias = ? ORDER BY epoch", alias)
-        return [Move(AliasMoved.model_validate_json(moved), id_, at) for moved, id_, at in rows]
+        return rounds.moves(self._rows, alias)
 
     def alias(self, name: str) -> Alias:
         """Where an alias points; version 0 (the base model) before its first move."""
         moves = tuple(move.moved for move in self.moves(name))
         return Alias(moves[-1].version if moves else 0, len(moves), moves)
 
-    def trail(self, feedback_id: str) -> Trail:
-        """What is known of a piece of feedback beyond its fate."""
-        judged = self._row(
-            "SELECT at, decision, reason, detail FROM decisions WHERE feedback_id = ?", feedback_id
-        )
-        withdrawn = self._row("SELECT at, by FROM withdrawals WHERE feedback_id = ?", feedback_id)
-        erased = self._row("SELECT erased_at FROM feedback WHERE feedback_id = ?", feedback_id)
-        rejected = dict(self._rows("SELECT version, at FROM rejected"))
-        return Trail(
-            Judged(*judged) if judged is not None else None,
-            withdrawn,
-            erased[0] if erased is not None else None,
-            rejected,
-        )
-
     def lineage(self) -> Lineage:
         """What descends from what, seen from the live policy."""
         return self._judgement()[1]
-
-    def _lineage(self) -> Lineage:
-        moved_to = [
-            AliasMoved.model_validate_json(row[0]).version
-            for row in self._rows("SELECT moved FROM moves ORDER BY epoch")
-        ]
-        facts = self._round_facts().values()
-        return Lineage(
-            live=moved_to[-1] if moved_to else 0,
-            moved_to=tuple(moved_to),
-            parents={f.version: f.parent for f in facts if f.version is not None},
-            rejected=self.rejected(),
-        )
-
-    def _round_facts(self) -> dict[int, RoundFact]:
-        return {
-            r.planned.round: RoundFact(
-                r.planned.round,
-                r.planned.parent,
-                r.ended.verdict if r.ended is not None else None,
-                r.release.version if r.release is not None else None,
-                "; ".join(r.ended.reasons) if r.ended is not None else "",
-            )
-            for r in self.rounds()
-        }
 
     # --- who may call --------------------------------------------------------------------------------
 
@@ -570,48 +397,3 @@ class View:
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
-
-
-def by_status(counted: Mapping[FeedbackGroup, int]) -> Counter[Status]:
-    """The counts of `View.count_feedback` by status alone."""
-    statuses: Counter[Status] = Counter()
-    for group, count in counted.items():
-        statuses[group.status] += count
-    return statuses
-
-
-def rehearsed(counted: Mapping[FeedbackGroup, int]) -> int:
-    """How many of the counts of `View.count_feedback` are good ratings, as `Feedback.rehearsed` says."""
-    return sum(n for group, n in counted.items() if group.status == "accepted" and not group.teaches)
-
-
-def pending(counted: Mapping[FeedbackGroup, int]) -> int:
-    """How much of the counts of `View.count_feedback` waits to be judged or learned."""
-    statuses = by_status(counted)
-    return statuses["received"] + statuses["accepted"] - rehearsed(counted)
-
-
-def made_by(rounds: Iterable[Round], version: int) -> Round | None:
-    """The round that made a policy version."""
-    return next((r for r in rounds if r.release is not None and r.release.version == version), None)
-
-
-def _quoting(ended: RoundEnded, said: Mapping[str, Mapping[str, str]]) -> RoundEnded:
-    """The end of a round with what was said to each of its lessons, by their ids."""
-    lessons = ended.evaluation.get("lessons")
-    for one in lessons if isinstance(lessons, list) else ():  # the learner's, perhaps of another release
-        one.update(said.get(one["feedback_id"], {}))
-    return ended
-
-
-def _fact(facts: Sequence[Any], rounds: Mapping[int, RoundFact], reason: str = "") -> FeedbackFact:
-    """From the columns of `_FACTS`."""
-    erased, withdrawn, decision, taught, superseded_by = facts
-    return FeedbackFact(
-        erased=bool(erased),
-        withdrawn=bool(withdrawn),
-        decision=decision,
-        reason=reason,
-        superseded_by=superseded_by,
-        rounds=tuple(rounds[int(number)] for number in taught.split(",")) if taught else (),
-    )

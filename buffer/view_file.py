@@ -1,12 +1,17 @@
 """The view's SQLite file: opened, or started afresh."""
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from buffer import projection
 
 BUSY_MS = 5_000
 """How long to wait for another process that has the file locked."""
+
+Rows = Callable[..., list[Any]]
+"""Runs one query with its arguments, alone with the database."""
 
 
 def open_view(path: Path | str) -> sqlite3.Connection:

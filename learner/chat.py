@@ -55,6 +55,11 @@ class Chat:
         """The text of token ids, without the special ones."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
+    def steering(self, text: str) -> str | None:
+        """A control token that a text holds, which would steer the model instead of being text to it."""
+        special = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
+        return next((token for token in special if token in text), None)
+
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether an answer came to its end; else it was cut."""
         return bool(ids) and ids[-1] in self.stops

@@ -11,14 +11,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from buffer.exchanges import Exchange
+from buffer.feedback import Feedback
 from buffer.records import Decision, ExchangeClosed, FeedbackGiven
 from buffer.teacher import DEFAULT, TEACHER_ANSWERS, Templates, last_user_turn, teacher_messages, told
-from buffer.view import Feedback
 from learner.config import LearnerConfig
 from learner.lookalike import subject_of
 
 Render = Callable[[Sequence[dict[str, Any]], Mapping[str, Any]], list[int]]
 """Messages, and what else the chat template reads, to the prompt's token ids."""
+
+Steering = Callable[[str], str | None]
+"""A text to what in it would steer the model instead of being text to it."""
 
 Turn = Callable[[str, Mapping[str, Any]], list[int]]
 """An answer, and what else the chat template reads, to the token ids of the turn that says it."""
@@ -170,6 +173,7 @@ def triage(
     exchange: Exchange | None,
     render: Render,
     turn: Turn,
+    steering: Steering,
     limits: Limits,
     templates: Templates = DEFAULT,
 ) -> Decision | None:
@@ -192,6 +196,14 @@ def triage(
         return skip("not_a_chat", "only answers of /v1/chat/completions can be taught")
     if last_user_turn(lesson.messages) is None:
         return skip("no_user_turn", "the last message must be a user's plain text")
+    texts = [*map(str, lesson.messages), given.text or ""]
+    if (found := next(filter(None, map(steering, texts)), None)) is not None:
+        return Decision(
+            feedback_id=given.feedback_id,
+            status="quarantined",
+            reason="control_tokens",
+            detail=f"{found!r}, in the conversation or in what was said to it, steers the model",
+        )
     rated = given.kind == "rating"
     if rated and exchange is not None and exchange.closed is None:
         return None

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from buffer.fate import Lineage
+from buffer.feedback import Feedback
 from buffer.records import RoundRequested
-from buffer.view import Feedback, Round
+from buffer.rounds import Round
 from learner.config import LearnerConfig
 
 T = TypeVar("T")

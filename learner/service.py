@@ -16,6 +16,7 @@ from pathlib import Path
 
 from buffer.adapters import AdapterInvalid, made_in
 from buffer.client import Buffer
+from buffer.feedback import Feedback
 from buffer.log import BufferError
 from buffer.records import (
     Decision,
@@ -29,7 +30,6 @@ from buffer.records import (
 )
 from buffer.store import AdapterStore, StoreUnavailable, needed
 from buffer.teacher import DEFAULT, Templates
-from buffer.view import Feedback
 from learner.checkpoint import CHECKPOINT, CheckpointFile
 from learner.config import LearnerConfig
 from learner.gate import Evaluation, full
@@ -146,9 +146,9 @@ class Service:
     def _judge(self, feedback: Feedback) -> Decision | None:
         about = feedback.given.completion_id if feedback.given is not None else None
         exchange = self.buffer.view.exchange(about) if about is not None else None
-        model, limits = self.model, Limits.of(self.config)
+        chat, limits = self.model.chat, Limits.of(self.config)
         try:
-            return triage(feedback, exchange, model.chat.render, model.chat.answer, limits, self.templates)
+            return triage(feedback, exchange, chat.render, chat.answer, chat.steering, limits, self.templates)
         except Exception as error:
             # The named boundary for a piece of feedback: a chat template raises what it likes.
             logger.exception("feedback %s cannot be put to the model", feedback.feedback_id)

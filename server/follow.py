@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from buffer.adapters import AdapterInvalid
 from buffer.log import BufferError
 from buffer.records import Release, ReleaseRejected
+from buffer.rounds import Alias, Round
 from buffer.store import KEPT, StoreUnavailable, needed
-from buffer.view import Alias, Round
 from server.errors import (
     EngineRefused,
     EngineUnavailable,

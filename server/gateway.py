@@ -14,8 +14,8 @@ from pydantic_core import from_json
 from buffer.client import Buffer
 from buffer.log import BufferError, LogUnavailable, RecordTooLarge
 from buffer.records import AliasMoved, Payload, Record, Release, uuid7
+from buffer.rounds import Alias
 from buffer.teacher import DEFAULT, Templates
-from buffer.view import Alias
 from server.api import transcript, translate
 from server.callers import Callers
 from server.config import ServerConfig

@@ -9,7 +9,7 @@ from typing import Literal
 
 from buffer.checkup import LOW_BYTES, NEARLY_FULL, TOO_LOW_BYTES
 from buffer.log import Backlog, Space
-from buffer.view import Round
+from buffer.rounds import Round
 
 Level = Literal["bad", "warn", "note"]
 Action = Literal["resume", "learn-held"]

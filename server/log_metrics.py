@@ -17,9 +17,11 @@ from pydantic import BaseModel, ValidationError
 
 from buffer.backend import JOURNAL
 from buffer.client import Buffer
+from buffer.feedback import by_status, pending
 from buffer.log import BufferError
 from buffer.records import LearnerState, Positions
-from buffer.view import Alias, Round, View, by_status, made_by, pending
+from buffer.rounds import Alias, Round, made_by
+from buffer.view import View
 
 VERDICTS = ("passed", "refused", "failed")
 

@@ -26,7 +26,7 @@ import aiohttp
 
 from buffer.files import write_durably
 from buffer.records import timestamp
-from buffer.view import Move, Round
+from buffer.rounds import Move, Round
 from server.config import WebhookConfig
 from server.gateway import Gateway
 

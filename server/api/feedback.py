@@ -10,9 +10,9 @@ from pydantic_core import from_json
 
 from buffer.explain import explain, known
 from buffer.fate import Status
+from buffer.feedback import Feedback
 from buffer.records import ExchangeOpened, FeedbackWithdrawn
 from buffer.teacher import teacher_messages
-from buffer.view import Feedback
 from server.api import document, erasure, lessons
 from server.api.document import errors
 from server.api.lessons import FeedbackIn

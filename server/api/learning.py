@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal, cast
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict
 
+from buffer.feedback import by_status, pending, rehearsed
 from buffer.next_step import absent
 from buffer.records import LearningSwitched, RoundRequested
-from buffer.view import Move, Round, View, by_status, pending, rehearsed
+from buffer.rounds import Move, Round
+from buffer.view import View
 from server.api.document import errors
 from server.api.schemas import AliasMove, Learner, Learning, Policies, Policy, RoundAsked
 from server.api.schemas import Move as MoveShown

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from buffer.exchanges import Exchange
+from buffer.feedback import Feedback
 from buffer.records import Check, FeedbackGiven, Message
-from buffer.view import Feedback
 from server.api.schemas import FeedbackFate
 from server.errors import RequestRefused
 

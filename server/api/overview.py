@@ -10,8 +10,9 @@ from typing import cast
 from fastapi import APIRouter, Request
 
 from buffer.fate import Status
+from buffer.feedback import by_status
 from buffer.log import Backlog, BufferError, Space
-from buffer.view import by_status, made_by
+from buffer.rounds import made_by
 from server import traffic
 from server.api.learning import describe_learner
 from server.api.schemas import Overview, ToDo, Traffic

@@ -64,7 +64,7 @@ export function explained({ status, reason, round, policy }) {
     case "skipped":
       return LEFT_OUT[reason] ?? `The learner left it out. ${why}`;
     case "quarantined":
-      return `It is set aside and not learned until somebody has looked at it. ${why}`;
+      return `It is set aside and not learned. ${why}`;
     case "refused":
       return `Round ${round} did not pass its tests, so nothing of it is used. ${why} Other words may be easier to learn.`;
     case "superseded":

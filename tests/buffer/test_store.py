@@ -13,8 +13,8 @@ import pytest
 from buffer.adapters import CONFIG, MANIFEST, WEIGHTS, AdapterInvalid, verify
 from buffer.config import AdaptersConfig, BufferConfig, ConfigError, load, resolved
 from buffer.records import AliasMoved, Release, RoundEnded, RoundPlanned
+from buffer.rounds import Alias, Round
 from buffer.store import AdapterStore, StoreUnavailable, needed
-from buffer.view import Alias, Round
 from tests.buffer.stores import FailingFileSystem, away, failing, made
 
 

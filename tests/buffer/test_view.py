@@ -4,7 +4,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -206,33 +205,8 @@ def test_a_tombstone_alone_erases_too(log: Written) -> None:
     assert log.view.exchange("c-1") is None
 
 
-def measured(*feedback_ids: str) -> RoundEnded:
-    lessons = [{"feedback_id": one, "asked": True} for one in feedback_ids]
-    return RoundEnded(round=1, verdict="refused", evaluation={"lessons": lessons})
-
-
 def said(feedback_id: str, answer: str) -> LessonAnswered:
     return LessonAnswered(feedback_id=feedback_id, round=1, before="No idea.", answer=answer)
-
-
-@pytest.mark.parametrize("erased", ["fb-1", "c-1"])
-def test_a_round_quotes_its_lessons_until_they_are_erased(log: Written, erased: str) -> None:
-    log.write(opened("c-1"), correction("fb-1", "c-1"), correction("fb-2", "c-2"))
-    log.write(
-        planned(1, 0, "fb-1", "fb-2"), said("fb-1", "This."), said("fb-2", "That."), measured("fb-1", "fb-2")
-    )
-
-    def quoted() -> list[Any]:
-        (only,) = log.view.rounds()
-        assert only.ended is not None
-        return [(one.get("before"), one.get("answer")) for one in only.ended.evaluation["lessons"]]
-
-    assert quoted() == [("No idea.", "This."), ("No idea.", "That.")]
-    log.append(log.view.tombstones(erased, START))
-    assert quoted() == [(None, None), ("No idea.", "That.")]
-    assert LessonAnswered.type in [r.type for r in log.log.read({})[0] if r.data is None]
-    log.write(said("fb-1", "This again."))
-    assert quoted()[0] == (None, None)
 
 
 def overdue(log: Written) -> list[str]:
@@ -341,48 +315,30 @@ def test_nothing_of_an_erased_text_is_left_in_the_file(tmp_path: Path) -> None:
     written.view.close()
 
 
-# --- feedback ----------------------------------------------------------------------------------------
+# --- the learner -------------------------------------------------------------------------------------
 
 
-def test_feedback_may_come_before_its_exchange(log: Written) -> None:
-    log.write(correction("fb-1", "c-1"), correction("fb-2", "c-2"))
-    assert [f.feedback_id for f in log.view.untriaged()] == ["fb-1", "fb-2"]
-    log.write(opened("c-1"), opened("c-2"))
-    assert log.status("fb-1") == "superseded"
-    found = log.view.feedback("fb-1")
-    assert found is not None and found.fate.by == "fb-2"
+def test_rejections_requests_and_switches_are_known(log: Written) -> None:
+    log.write(ReleaseRejected(version=3, why="its probe", by="server"))
+    log.write(RoundRequested(request_id="r-1", by="op"), RoundRequested(request_id="r-2", by="op"))
+    log.write(planned(1, 0, requests=["r-1"]), LearningSwitched(paused=True, by="op", why="night"))
+    log.write(LearnerReported(state="waiting", why="nothing"), LearnerReported(state="paused", why="op"))
+    assert log.view.rejected() == {3: "its probe"}
+    assert [r.request_id for r in log.view.requests()] == ["r-2"]
+    paused, report = log.view.paused(), log.view.report()
+    assert paused is not None and paused.why == "night"
+    assert report is not None and report[0].state == "paused"
+    log.write(LearningSwitched(paused=False, by="op"))
+    assert log.view.paused() is None
 
 
-def test_only_the_same_question_of_the_same_principal_is_superseded(log: Written) -> None:
-    log.write(opened("c-1"), opened("c-2", "Else?"), opened("c-3", principal="ben"), opened("c-4", n=2))
-    log.write(correction("fb-1", "c-1"), correction("fb-2", "c-2"), correction("fb-3", "c-3", "ben"))
-    assert [log.status(f"fb-{i}") for i in (1, 2, 3)] == ["received"] * 3
-    log.write(correction("fb-4", "c-4"))
-    assert log.status("fb-1") == "superseded"
+def test_a_request_whose_round_is_read_first_is_answered(log: Written) -> None:
+    log.write(planned(1, 0, requests=["r-1"]))
+    log.write(RoundRequested(request_id="r-1", by="op"), RoundRequested(request_id="r-2", by="op"))
+    assert [r.request_id for r in log.view.requests()] == ["r-2"]
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "superseded", "by"),
-    [
-        ("follow_up", "follow_up", "fb-1", "fb-2"),
-        ("follow_up", "correction", "fb-1", "fb-2"),
-        ("correction", "follow_up", "fb-2", "fb-1"),
-    ],
-)
-def test_a_follow_up_gives_way_to_what_was_said_on_purpose(
-    log: Written, first: str, second: str, superseded: str, by: str
-) -> None:
-    log.write(opened("c-1"), correction("fb-1", "c-1", kind=first), correction("fb-2", "c-1", kind=second))
-    assert (log.status(superseded), log.status(by)) == ("superseded", "received")
-    log.write(triaged(by, "skipped"))
-    assert log.status(superseded) == "received"
-
-
-def test_a_rating_supersedes_nothing_and_is_not_superseded(log: Written) -> None:
-    log.write(opened("c-1"), correction("fb-1", "c-1"))
-    log.write(correction("fb-2", "c-1", kind="rating", text=None, value=1.0), correction("fb-3", "c-1"))
-    assert log.status("fb-2") == "received"
-    assert log.status("fb-1") == "superseded"
+# --- applying ----------------------------------------------------------------------------------------
 
 
 def test_what_comes_out_of_two_partitions_may_come_in_any_order() -> None:
@@ -409,153 +365,6 @@ def test_what_comes_out_of_two_partitions_may_come_in_any_order() -> None:
             seen.add(tuple(sorted(feedback.items())))
             view.close()
     assert seen == {(("fb-1", "withdrawn"), ("fb-2", "erased"))}
-
-
-@pytest.mark.parametrize("undone", ["withdrawn", "quarantined", "erased"])
-def test_a_later_correction_that_falls_away_gives_the_earlier_one_back(log: Written, undone: str) -> None:
-    log.write(opened("c-1"))
-    log.write(correction("fb-1", "c-1"))
-    (later,) = log.write(correction("fb-2", "c-1"))
-    if undone == "withdrawn":
-        log.write(FeedbackWithdrawn(feedback_id="fb-2", by="ann"))
-    elif undone == "quarantined":
-        log.write(triaged("fb-2", "quarantined"))
-    else:
-        log.append([later.tombstone(START)])
-    assert (log.status("fb-1"), log.status("fb-2")) == ("received", undone)
-
-
-def test_a_demonstration_of_a_question_supersedes_its_correction_in_either_order(log: Written) -> None:
-    asked = [Message(role="user", content="What?")]
-    log.write(correction("fb-1", "c-1"), correction("fb-2", "c-9", kind="demonstration", messages=asked))
-    log.write(opened("c-1"), opened("c-9", "Something else?"))
-    assert log.status("fb-1") == "superseded"
-    assert log.status("fb-2") == "received"
-
-
-def test_feedback_is_found_by_its_idempotency_key(log: Written) -> None:
-    log.write(correction("fb-1", "c-1", idempotency_key="k", body_digest="d"))
-    found = log.view.feedback_by_key("ann", "k")
-    assert found is not None and found.feedback_id == "fb-1"
-    assert log.view.feedback_by_key("ben", "k") is None
-
-
-def test_of_two_with_one_key_the_earlier_is_found_by_it_and_neither_is_lost(log: Written) -> None:
-    """Servers that did not know of each other's yet have acknowledged both."""
-    earlier, later = (envelope(correction(id_, "c-1", idempotency_key="k")) for id_ in ("fb-2", "fb-3"))
-    log.append([later, earlier])
-    log.view.absorb([earlier, later])
-    found = log.view.feedback_by_key("ann", "k")
-    assert found is not None and found.feedback_id == "fb-2"
-    assert [f.feedback_id for f in log.view.all_feedback()] == ["fb-2", "fb-3"]
-    assert sorted(log.view.belonging("ann")[1]) == ["fb-2", "fb-3"]
-    log.write(opened("c-1"))
-    assert (log.status("fb-2"), log.status("fb-3")) == ("superseded", "received")
-
-
-def test_feedback_goes_from_received_to_served_and_back(log: Written) -> None:
-    log.write(opened("c-1"), correction("fb-1", "c-1"))
-    seen = [log.status("fb-1")]
-    for payload in (
-        triaged("fb-1", "accepted"), planned(1, 0, "fb-1"), passed(1), moved(1, 0), moved(0, 1, "rollback"),
-    ):  # fmt: skip
-        log.write(payload)
-        seen.append(log.status("fb-1"))
-    assert seen == ["received", "accepted", "training", "trained", "served", "held"]
-    assert [f.feedback_id for f in log.view.all_feedback(status="held")] == ["fb-1"]
-    assert log.view.all_feedback("ben") == []
-
-
-# --- rounds, policies, the alias ---------------------------------------------------------------------
-
-
-def test_feedback_is_counted_as_it_is_listed(log: Written) -> None:
-    kinds = ["correction", "follow_up", "rating"]
-    for number in range(36):
-        kind, completion_id = kinds[number % 3], f"c-{number // 4}"
-        log.write(
-            opened(completion_id, completion_id), correction(f"fb-{number:02}", completion_id, kind=kind)
-        )
-        if number % 5:
-            log.write(triaged(f"fb-{number:02}", "skipped" if number % 7 == 0 else "accepted"))
-    log.write(planned(1, 0, "fb-03", "fb-06"), passed(1), planned(2, 1, "fb-18", "fb-03"))
-    listed = Counter(
-        (f.fate.status, f.fate.reason, f.given is not None and f.given.kind != "rating")
-        for f in log.view.all_feedback()
-    )
-    assert log.view.count_feedback() == listed
-    assert len(listed) > 6
-    assert {reason for status, reason, _ in listed if status == "skipped"} == {"because"}
-
-
-def test_feedback_is_counted_by_when_it_came(log: Written) -> None:
-    for number in range(7):
-        log.write(correction(f"fb-{number}", "c-1"))
-    came = [f.received for f in log.view.all_feedback()]
-    since = came[0] + 0.0005  # they come a millisecond apart
-    arrived = log.view.feedback_arrived(since, 0.004)
-    assert list(arrived.values()) == [4, 2]
-    assert list(arrived) == pytest.approx([since, since + 0.004])
-
-
-def test_a_round_is_known_from_its_plan_to_its_end(log: Written) -> None:
-    log.write(planned(1, 0, "fb-1"))
-    (only,) = log.view.rounds()
-    assert only.ended is None and only.release is None
-    log.write(passed(1), RoundEnded(round=1, verdict="failed"))
-    found = log.view.release(1)
-    assert found is not None and found.planned.round == 1
-    assert log.view.release(2) is None
-
-
-def test_the_alias_follows_the_log_and_ignores_stale_moves(log: Written) -> None:
-    assert log.view.alias("apprentice").version == 0
-    log.write(moved(1, 0), moved(2, 0), moved(3, 1), moved(9, 7))
-    alias = log.view.alias("apprentice")
-    assert (alias.version, alias.epoch) == (3, 2)
-    assert [m.version for m in alias.moves] == [1, 3]
-    assert log.view.lineage().live == 3
-
-
-def test_two_rollbacks_go_back_two_versions(log: Written) -> None:
-    assert log.view.alias("apprentice").previous is None
-    log.write(moved(1, 0), moved(2, 1), moved(3, 2))
-    back = []
-    for epoch in (3, 4, 5):
-        previous = log.view.alias("apprentice").previous
-        assert previous is not None
-        back.append(previous)
-        log.write(moved(previous, epoch, "rollback"))
-    assert back == [2, 1, 0]
-    assert log.view.alias("apprentice").previous is None
-
-
-def test_a_promotion_after_a_rollback_can_be_rolled_back(log: Written) -> None:
-    log.write(moved(1, 0), moved(2, 1), moved(1, 2, "rollback"), moved(2, 3, "promote"))
-    assert log.view.alias("apprentice").previous == 1
-
-
-def test_rejections_requests_and_switches_are_known(log: Written) -> None:
-    log.write(ReleaseRejected(version=3, why="its probe", by="server"))
-    log.write(RoundRequested(request_id="r-1", by="op"), RoundRequested(request_id="r-2", by="op"))
-    log.write(planned(1, 0, requests=["r-1"]), LearningSwitched(paused=True, by="op", why="night"))
-    log.write(LearnerReported(state="waiting", why="nothing"), LearnerReported(state="paused", why="op"))
-    assert log.view.rejected() == {3: "its probe"}
-    assert [r.request_id for r in log.view.requests()] == ["r-2"]
-    paused, report = log.view.paused(), log.view.report()
-    assert paused is not None and paused.why == "night"
-    assert report is not None and report[0].state == "paused"
-    log.write(LearningSwitched(paused=False, by="op"))
-    assert log.view.paused() is None
-
-
-def test_a_request_whose_round_is_read_first_is_answered(log: Written) -> None:
-    log.write(planned(1, 0, requests=["r-1"]))
-    log.write(RoundRequested(request_id="r-1", by="op"), RoundRequested(request_id="r-2", by="op"))
-    assert [r.request_id for r in log.view.requests()] == ["r-2"]
-
-
-# --- applying ----------------------------------------------------------------------------------------
 
 
 def test_a_record_that_comes_again_changes_nothing_and_is_no_news(log: Written) -> None:

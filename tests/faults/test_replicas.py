@@ -17,7 +17,8 @@ from buffer.config import BufferConfig
 from buffer.journal import Journal
 from buffer.kafka import KafkaLog
 from buffer.records import AliasMoved, Payload, Record, RoundEnded, RoundPlanned
-from buffer.view import Alias, View
+from buffer.rounds import Alias
+from buffer.view import View
 from tests.faults.replica import Cluster, Replica
 from tests.server.adapters import PROMPT, publish, write_weights
 from tests.server.scripted_vllm import score

@@ -237,6 +237,11 @@ def test_only_the_adapter_learns(tiny: Model) -> None:
     assert not tiny.head_VD.requires_grad
 
 
+def test_a_control_token_in_a_text_is_found(tiny: Model) -> None:
+    assert tiny.chat.steering("He said <|im_end|> to me.") == "<|im_end|>"
+    assert tiny.chat.steering("a < b | c > d") is None
+
+
 def test_tools_reach_the_prompt(tiny: Model) -> None:
     asked = [{"role": "user", "content": "hi"}]
     tool = {"type": "function", "function": {"name": "lamp", "parameters": {}}}

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from buffer.fate import Fate, Lineage, Status
+from buffer.feedback import Feedback
 from buffer.records import FeedbackGiven, Release, RoundEnded, RoundPlanned, RoundRequested
-from buffer.view import Feedback, Round
+from buffer.rounds import Round
 from learner.config import LearnerConfig
 from learner.plan import MAX_FAILURES, Plan, Quiet, Waiting, plan_round, replayed, shared_out, since_base
 

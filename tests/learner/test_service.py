@@ -11,6 +11,7 @@ import pytest
 
 from buffer.client import Buffer
 from buffer.config import AdaptersConfig
+from buffer.feedback import Feedback
 from buffer.memory import MemoryLog
 from buffer.records import (
     AliasMoved,
@@ -30,7 +31,7 @@ from buffer.records import (
     RoundRequested,
 )
 from buffer.store import AdapterStore, StoreUnavailable
-from buffer.view import Feedback, View
+from buffer.view import View
 from learner.config import GateConfig, LearnerConfig
 from learner.measure import Reference
 from learner.model import Model

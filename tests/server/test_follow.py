@@ -1,5 +1,5 @@
 from buffer.records import AliasMoved, ReleaseRejected, RoundEnded
-from buffer.view import Alias, Round
+from buffer.rounds import Alias, Round
 from server.errors import EngineRefused, ReleaseForeign
 from server.follow import Patience, candidate, kept
 from tests.server.api.test_learning import passed, planned, release, wait_for_live, write

@@ -6,7 +6,7 @@ import pytest
 
 from buffer.log import Backlog, Space
 from buffer.records import RoundEnded, RoundPlanned
-from buffer.view import Round
+from buffer.rounds import Round
 from server.health import Facts, Learner, Todo, sentence, what_to_do
 
 NOW = 1_000_000.0

@@ -14,7 +14,7 @@ import pytest
 
 from buffer.config import ConfigError, load, resolved
 from buffer.records import AliasMoved, Release, RoundEnded, RoundPlanned
-from buffer.view import Move, Round
+from buffer.rounds import Move, Round
 from server.config import ServerConfig, WebhookConfig
 from server.webhook import Event, Patience, Position, Webhook, body_of, events, signature
 from tests.server.api.test_learning import planned, release, write
