@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.commands.command import FAILED, OK, USAGE, parser, print_json
+from server.commands.command import FAILED, OK, USAGE, parser, plain, print_json
 from server.commands.restore import VIEWS
 from server.commands.state import add_state, log_of, settings_of
 
@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json:
         print_json(found)
     else:
-        print("\n".join(map(_text, found)) or "no process has kept a view here yet: nothing to compare")
+        text = "\n".join(map(_text, found))
+        print(plain(text or "no process has kept a view here yet: nothing to compare"))
     return OK if all(one["same"] for one in found) else FAILED
 
 
