@@ -9,7 +9,7 @@ import logging
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -235,13 +235,13 @@ class View:
             " (SELECT feedback_id FROM feedback WHERE completion_id = ?1)",
             subject,
         )
-        return [Record(stream, type_, id_, time, None, key) for stream, type_, id_, key in rows]
+        return _tombstones(rows, time)
 
     def overdue(self, time: datetime) -> list[Record]:
         """The tombstones of what is not erased in the log although its exchange or feedback is: a record that
         was written, or that came here, after the erasure."""
         rows = self._rows("SELECT stream, type, record_id, partition_key FROM records WHERE overdue")
-        return [Record(stream, type_, id_, time, None, key) for stream, type_, id_, key in rows]
+        return _tombstones(rows, time)
 
     # --- feedback ------------------------------------------------------------------------------------
 
@@ -397,3 +397,8 @@ class View:
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
+
+
+def _tombstones(rows: Iterable[Sequence[Any]], time: datetime) -> list[Record]:
+    """Of records by stream, type, id and partition key."""
+    return [Record(stream, type_, id_, time, None, key) for stream, type_, id_, key in rows]

@@ -68,9 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
             _serve(shared, config, templates, directory, store, buffer, stopping)
         finally:
             buffer.close()
-    except ConfigError as error:
-        return _fail(error, error.hint, 2)
-    except LogMisconfigured as error:
+    except (ConfigError, LogMisconfigured) as error:
         return _fail(error, error.hint, 2)
     except (BufferError, OSError) as error:
         return _fail(error, getattr(error, "hint", ""), 1)

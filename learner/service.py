@@ -240,18 +240,14 @@ class Service:
     def _share(self, release: Release, round_: Round) -> None:
         """Have the release in the store before the log names it, however long that takes.
 
-        Raises `LessonGone` when what it learned was taken back meanwhile; then it is nowhere.
+        Raises `LessonGone` when what it learned was taken back meanwhile; then it is to be discarded.
         """
         self._insist(lambda: self.store.put(release), "publishing", round_.planned.round)
-        try:
-            round_.check()
-        except LessonGone:
-            self._insist(lambda: self.store.remove(release), "publishing", round_.planned.round)
-            raise
+        round_.check()
 
     def _discard(self, number: int, kept: Release | None) -> None:
-        """Delete what an earlier try of a round published before it was cut short, and no end of a round will
-        name: no erasure would ever find it."""
+        """Delete what a round, or a try of it that was cut short, published and no round's end will name: no
+        erasure would ever find it."""
         named = [*self._known()[0], kept]
         for release in made_in(self.store.root, number):
             if release not in named:
