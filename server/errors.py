@@ -2,6 +2,7 @@
 
 ServerError
 ├── EngineUnavailable    vLLM is starting, restarting or down: come back after `retry_after_s`
+│   └── EngineLost       the connection broke in the middle of a call: vLLM may have ended at it
 ├── EngineRefused        vLLM answered a call of ours with an error
 ├── PolicyNotResident    the policy asked for is not (or no longer) loaded
 ├── ReleaseRefused       a release failed its check of files, its load or its probe
@@ -34,6 +35,10 @@ class EngineUnavailable(ServerError):
     def __init__(self, message: str, hint: str = "", *, retry_after_s: float = 5.0) -> None:
         super().__init__(message, hint or f"Try again in {retry_after_s:.0f} seconds.")
         self.retry_after_s = retry_after_s
+
+
+class EngineLost(EngineUnavailable):
+    """The connection broke before the answer had come: vLLM has ended, perhaps because of what was asked."""
 
 
 class EngineRefused(ServerError):

@@ -16,6 +16,7 @@ from buffer.records import Release, ReleaseRejected
 from buffer.rounds import Alias, Round
 from buffer.store import KEPT, StoreUnavailable, needed
 from server.errors import (
+    EngineLost,
     EngineRefused,
     EngineUnavailable,
     ReleaseForeign,
@@ -62,6 +63,8 @@ class Patience:
     """
 
     tries: int = 6
+    ends: int = 3
+    """Fewer where vLLM ends without a word, which aborts all that it was answering."""
     first_pause_s: float = 5.0
     longest_pause_s: float = 80.0
 
@@ -70,7 +73,7 @@ class Patience:
 class _Failures:
     """Of vLLM at one release, in a row."""
 
-    last: EngineRefused
+    last: EngineRefused | EngineLost
     count: int
     again: float
     """On the loop's clock."""
@@ -92,7 +95,7 @@ class Follower:
         """Versions that this process can never load."""
         self._failures: dict[int, _Failures] = {}
         self._waits_for = ""
-        self._away: StoreUnavailable | EngineRefused | None = None
+        self._away: StoreUnavailable | EngineRefused | EngineLost | None = None
         """Why something is not on this machine, or not in vLLM, yet."""
 
     async def run(self) -> None:
@@ -162,7 +165,7 @@ class Follower:
             logger.error("release %d cannot be served by this server: %s", version, error)
             self._foreign[version] = error
             raise
-        except EngineRefused as error:
+        except (EngineRefused, EngineLost) as error:
             count = before.count + 1 if before is not None else 1
             pause = min(self._patience.first_pause_s * 2 ** (count - 1), self._patience.longest_pause_s)
             self._failures[version] = _Failures(error, count, now() + pause)
@@ -212,8 +215,9 @@ class Follower:
         except ReleaseRefused as error:
             await self._reject(version, error.message)
             return
-        except EngineRefused as error:
-            if (times := self._failures[version].count) >= self._patience.tries:
+        except (EngineRefused, EngineLost) as error:
+            tries = self._patience.tries if isinstance(error, EngineRefused) else self._patience.ends
+            if (times := self._failures[version].count) >= tries:
                 await self._reject(version, f"{error.message} ({times} times in a row)")
             else:
                 self._away = error

@@ -74,7 +74,7 @@ class Policies:
 
         Raises `ReleaseRefused` when it must never be served, `ReleaseForeign` when that holds for this server
         alone. When it could not be tried, `EngineUnavailable`; when that may be the engine's fault as well as
-        its own, `EngineRefused`.
+        its own, `EngineRefused` or `EngineLost`.
         """
         async with self._swapping:
             if self._resident.get(release.version) != release:

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from server.errors import EngineRefused, EngineUnavailable
+from server.errors import EngineLost, EngineRefused, EngineUnavailable
 
 _CALL_TIMEOUT_S = 120.0
 
@@ -57,8 +57,8 @@ class EngineClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send `json` to `path` and yield the answer, whatever its status, body unread; for streams too.
 
-        A connection that breaks, before the answer or inside the block, raises `EngineUnavailable`. Leaving
-        the block early aborts the request in vLLM.
+        A connection that breaks, before the answer or inside the block, raises `EngineLost`. Leaving the
+        block early aborts the request in vLLM.
         """
         async with self._request("POST", path, json=json, headers=headers) as response:
             yield response
@@ -155,7 +155,7 @@ class EngineClient:
             async with self._session.request(method, path, json=json, headers=headers) as response:
                 yield response
         except aiohttp.ClientError as error:
-            raise EngineUnavailable(f"the connection to vLLM failed: {error}") from error
+            raise EngineLost(f"the connection to vLLM failed: {error}") from error
 
 
 def _greedy(model: str, token_ids: Sequence[int], *, max_tokens: int) -> dict[str, Any]:

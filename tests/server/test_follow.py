@@ -1,6 +1,6 @@
 from buffer.records import AliasMoved, ReleaseRejected, RoundEnded
 from buffer.rounds import Alias, Round
-from server.errors import EngineRefused, ReleaseForeign
+from server.errors import EngineLost, EngineRefused, EngineUnavailable, ReleaseForeign
 from server.follow import Patience, candidate, kept
 from tests.server.api.test_learning import passed, planned, release, wait_for_live, write
 from tests.server.running import Running
@@ -99,6 +99,31 @@ def test_a_release_at_which_vllm_always_fails_is_rejected_in_the_end(running: Ru
     (rejected,) = running.log.payloads(ReleaseRejected)
     assert isinstance(rejected, ReleaseRejected) and "it ended (3 times in a row)" in rejected.why
     assert running.gateway.live == 1
+
+
+def test_a_release_at_which_vllm_ends_is_given_up_sooner(running: Running) -> None:
+    release(running, 1)
+    running.stop_following()
+    running.policies.errors = {2: EngineLost("the connection to vLLM failed: Server disconnected")}
+    running.follow(Patience(tries=6, ends=2, first_pause_s=0.05, longest_pause_s=0.05))
+    write(running, planned(2, 1), passed(2))
+    running.run(running.gateway.until(lambda: 2 in running.gateway.buffer.view.rejected()))
+    assert running.policies.tried.count(2) == 2
+    (rejected,) = running.log.payloads(ReleaseRejected)
+    assert isinstance(rejected, ReleaseRejected) and "disconnected (2 times in a row)" in rejected.why
+    assert running.gateway.live == 1
+
+
+def test_a_vllm_that_is_only_busy_says_nothing_about_a_release(running: Running) -> None:
+    release(running, 1)
+    running.stop_following()
+    running.policies.errors = {2: EngineUnavailable("vLLM answered /v1/load_lora_adapter with 503: busy")}
+    running.follow(Patience(tries=1, ends=1, first_pause_s=0.05, longest_pause_s=0.05))
+    write(running, planned(2, 1), passed(2))
+    wait_for(lambda: running.policies.tried.count(2) == 2)
+    running.policies.errors = {}
+    wait_for_live(running, 2)
+    assert running.log.payloads(ReleaseRejected) == []
 
 
 def test_between_two_tries_there_is_a_pause_in_which_all_else_goes_on(running: Running) -> None:

@@ -13,7 +13,7 @@ import pytest
 from server.config import EngineConfig
 from server.engine.engine import Engine, Patience
 from server.engine.leash import session_members
-from server.errors import EngineRefused, EngineUnavailable
+from server.errors import EngineLost, EngineRefused, EngineUnavailable
 
 FAKE = str(Path(__file__).parents[1] / "fake_vllm.py")
 QUICK = Patience(poll=0.05, answer=0.5, misses=2, stall=60, first_pause=0.05, longest_pause=0.2)
@@ -88,7 +88,9 @@ def test_a_crash_is_told_with_its_reason_and_answered_by_a_restart(tmp_path: Pat
 
         async with running(tmp_path, on_ready=on_ready) as engine:
             await engine.wait_ready(10)
-            await tell(engine, "exit")
+            with pytest.raises(EngineLost):
+                async with asyncio.timeout(10), engine.post("/exit", {}):
+                    pass
             await until(lambda: engine.state == "down")
             assert "code 3: RuntimeError: the worker is gone" in engine.why
             await until(lambda: engine.starts > 1)
