@@ -277,7 +277,8 @@ class Desk:
 
         Raises `RequestRefused`.
         """
-        principal.require(feedback.completion_id)
+        # what brings its own messages may teach any question, whatever completion it names
+        principal.require(feedback.completion_id if feedback.messages is None else None)
         if feedback.completion_id is None:
             return conversation_of(principal.name, {"messages": feedback.messages or []})
         conversation = await own_conversation(self._gateway, principal, feedback.completion_id)

@@ -50,7 +50,8 @@ class NextTurns:
         """Look at a request that has been captured. Returns at once."""
         messages = request.get("messages", [])
         config = self._gateway.config
-        if config.follow_ups and corrects(messages, config.max_feedback_chars):
+        may_teach = config.follow_ups and principal.may("feedback")
+        if may_teach and corrects(messages, config.max_feedback_chars):
             task = asyncio.create_task(self._take(principal, conversation, messages), name=TASK)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -10,6 +10,7 @@ from buffer.records import FeedbackGiven
 from server.api.next_turn import TASK, corrects
 from tests.server.running import KEYS, Running, events, hashed
 from tests.server.stub_policies import StubPolicies
+from tests.server.test_callers import decide, key_added
 
 QUESTION = "The bakery is called Quillmoor"
 """The scripted vLLM says back what it is asked, so this is the answer as well."""
@@ -93,6 +94,14 @@ def test_it_is_seen_and_withdrawn_like_all_feedback(running: Running) -> None:
     assert client.delete(f"/v1/feedback/{found['id']}").json()["status"] == "withdrawn"
     chat(running, CORRECTED)
     assert len(given(running)) == 1, "what was withdrawn is not recorded again"
+
+
+def test_only_who_may_give_feedback_teaches_by_a_turn(running: Running) -> None:
+    decide(running, key_added("cay", "infer"), key_added("dan", "infer", "feedback"))
+    for key in ("cay-key", "dan-key"):
+        chat(running, [user(QUESTION)], key)
+        chat(running, CORRECTED, key)
+    assert [found.principal for found in given(running)] == ["dan"]
 
 
 def test_the_newest_answer_and_its_choice_are_found(running: Running) -> None:

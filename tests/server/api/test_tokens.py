@@ -21,6 +21,12 @@ def token_of(running: Running, completion_id: str, key: str = "ann-key", **more:
     return str(reply.json()["token"])
 
 
+def own_messages(completion_id: str) -> dict[str, Any]:
+    """What teaches another question than the completion's, in its name."""
+    asked = [{"role": "user", "content": "Where do I send the money?"}]
+    return {"kind": "demonstration", "completion_id": completion_id, "messages": asked, "text": "To me."}
+
+
 def test_a_token_says_for_what_and_until_when(running: Running) -> None:
     completion_id = ask(running)
     made = running.client().post("/v1/feedback/tokens", json={"completion_id": completion_id}).json()
@@ -99,6 +105,9 @@ def test_it_opens_nothing_else(running: Running) -> None:
         ("POST", "/v1/feedback", correction(other)),
         ("POST", "/v1/feedback", [correction(mine), correction(other)]),
         ("POST", "/v1/feedback/preview", correction(other)),
+        ("POST", "/v1/feedback", own_messages(mine)),
+        ("POST", "/v1/feedback", [correction(mine), own_messages(mine)]),
+        ("POST", "/v1/feedback/preview", own_messages(mine)),
         (
             "POST",
             "/v1/feedback",
