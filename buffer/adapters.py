@@ -40,12 +40,18 @@ _PLAIN_LORA: dict[str, tuple[Any, ...]] = {
 }
 
 
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 """A name that stays inside its directory."""
 
 
 class AdapterInvalid(ValueError):
     """An adapter directory is not what its release says, or not a plain LoRA that vLLM applies whole."""
+
+
+class RankTooHigh(AdapterInvalid):
+    """Nothing is wrong with the adapter, but its rank is above the limit here."""
 
 
 class Probe(BaseModel):
@@ -147,15 +153,16 @@ def verify(root: Path, release: Release, *, max_rank: int) -> Manifest:
     """Check the release's directory under `root` to the last byte and return its manifest.
 
     Raises `AdapterInvalid` naming the first thing that is wrong: name, digest, a file's hash, a file too
-    many, a PEFT field that vLLM would ignore or refuse, a tensor outside `TARGET_MODULES`, a value that is
-    not finite.
+    many, a PEFT field that vLLM would ignore or refuse, a rank above the limit (`RankTooHigh`), a tensor
+    outside `TARGET_MODULES`, a value that is not finite. Raises `OSError` where a file is there and cannot be
+    read, which says nothing about the release.
     """
     directory = directory_of(root, release)
     try:
         manifest = verify_files(directory, release)
         _verify_config(directory, max_rank)
         _verify_tensors(directory / WEIGHTS)
-    except (OSError, ValidationError, json.JSONDecodeError, SafetensorError) as error:
+    except (*_MISSING, ValidationError, json.JSONDecodeError, SafetensorError) as error:
         raise AdapterInvalid(f"{directory}: {error}") from error
     return manifest
 
@@ -165,8 +172,11 @@ def _verify_config(directory: Path, max_rank: int) -> None:
     for field, allowed in _PLAIN_LORA.items():
         if config.get(field, allowed[0]) not in allowed:
             raise AdapterInvalid(f"{directory}: {CONFIG} has {field}={config[field]!r}: not a plain LoRA")
-    if not 0 < config.get("r", 0) <= max_rank:
-        raise AdapterInvalid(f"{directory}: rank {config.get('r')} is above the server's limit of {max_rank}")
+    rank = config.get("r", 0)
+    if rank < 1:
+        raise AdapterInvalid(f"{directory}: {CONFIG} has no rank")
+    if rank > max_rank:
+        raise RankTooHigh(f"{directory}: rank {rank} is above the server's limit of {max_rank}")
 
 
 def _verify_tensors(weights: Path) -> None:

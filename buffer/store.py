@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 KEPT = 2
 """Earlier live policies that a rollback finds at once."""
 
-Reason = Literal["missing", "damaged", "denied", "full", "unreachable"]
+Reason = Literal["missing", "damaged", "denied", "full", "unreachable", "unreadable"]
 
 HINTS: dict[Reason, str] = {
     "missing": "check that learner and servers have the same [buffer.adapters] url; old releases are"
@@ -38,6 +38,8 @@ HINTS: dict[Reason, str] = {
     "denied": "give this machine's credentials access to [buffer.adapters] url",
     "full": "make room",
     "unreachable": "check that the store of [buffer.adapters] url can be reached from here",
+    "unreadable": "see that this machine's disk is well, that the process may read state/adapters, and how"
+    " many files it may open (`ulimit -n`)",
 }
 
 

@@ -6,7 +6,7 @@ ServerError
 ├── EngineRefused        vLLM answered a call of ours with an error
 ├── PolicyNotResident    the policy asked for is not (or no longer) loaded
 ├── ReleaseRefused       a release failed its check of files, its load or its probe
-│   └── ReleaseForeign   it is for another alias or base model than this server has: no fault of its own
+│   └── ReleaseForeign   it needs another alias, base model or rank than this server has: no fault of its own
 └── RequestRefused       the caller's request cannot be served as it is; its own `code`, `status` and `param`
 
 Each carries a stable `code`, the HTTP `status` it becomes, and a `hint` naming the next step. They are caught
@@ -71,7 +71,8 @@ class ReleaseRefused(ServerError):
 
 
 class ReleaseForeign(ReleaseRefused):
-    """The release is for another alias or base model. Other servers may have those, so it is no verdict."""
+    """The release needs another alias, base model or `max_lora_rank`, which other servers may have: it is no
+    verdict."""
 
     code = "release_foreign"
 

@@ -90,7 +90,7 @@ class Fetcher:
         """
         async with self._sweeping:
             releases, keep = await asyncio.to_thread(plan)
-            work = set(releases), {*keep, *+self._held}
+            work = set(releases), {*keep, *self.held}
             if work != self._swept:
                 await asyncio.to_thread(self._store.sweep, *work)
                 self._swept = work
@@ -104,6 +104,11 @@ class Fetcher:
             yield
         finally:
             self._held[version] -= 1
+
+    @property
+    def held(self) -> set[int]:
+        """The versions that are about to become live."""
+        return set(+self._held)
 
     def require_kept(self, release: Release) -> None:
         """Raise `RequestRefused` (410) for a release that is not here and that no store can give back."""

@@ -94,6 +94,8 @@ class Follower:
         self._foreign: dict[int, ReleaseForeign] = {}
         """Versions that this process can never load."""
         self._failures: dict[int, _Failures] = {}
+        self._rejected: set[int] = set()
+        """Versions that this process has rejected: the log may not have brought it back yet."""
         self._waits_for = ""
         self._away: StoreUnavailable | EngineRefused | EngineLost | None = None
         """Why something is not on this machine, or not in vLLM, yet."""
@@ -137,7 +139,7 @@ class Follower:
             await self._serve(alias)
             wanted = [alias.version, release.version]
         gateway.foreign = next((str(self._foreign[v]) for v in wanted if v in self._foreign), None)
-        await self._keep(alias)
+        await self._keep()
         if self._away is not None:
             raise self._away
         await self._sweep()
@@ -178,7 +180,7 @@ class Follower:
 
     def _candidate(self, alias: Alias) -> Release | None:
         view = self._gateway.buffer.view
-        return candidate(view.rounds(), alias, list(view.rejected()))
+        return candidate(view.rounds(), alias, [*view.rejected(), *self._rejected])
 
     async def _serve(self, alias: Alias) -> None:
         """Make the live policy answer here. What answered before goes on until it can."""
@@ -222,7 +224,6 @@ class Follower:
             else:
                 self._away = error
             return
-        gateway.metrics.releases.labels("promoted").inc()
         try:
             await gateway.move(version, expected=alias, why="release", by=gateway.name)
         except RequestRefused as error:
@@ -231,14 +232,18 @@ class Follower:
     async def _reject(self, version: int, why: str) -> None:
         gateway = self._gateway
         logger.warning("release %d is refused: %s", version, why)
-        gateway.metrics.releases.labels("refused").inc()
         await gateway.write([ReleaseRejected(version=version, why=why, by=gateway.name)])
+        gateway.metrics.releases.labels("refused").inc()
+        self._rejected.add(version)
         await gateway.until(lambda: version in gateway.buffer.view.rejected())
 
-    async def _keep(self, alias: Alias) -> None:
+    async def _keep(self) -> None:
         """Have the recent policies loaded, so that a rollback is instant, and let go of the others."""
-        gateway, keep = self._gateway, kept(alias)
-        for version in set(gateway.policies.resident) - {*keep, gateway.live}:
+        gateway = self._gateway
+        # before the alias is read: what is held no more by then has become live
+        held = gateway.fetcher.held if gateway.fetcher is not None else set()
+        keep = kept(await asyncio.to_thread(gateway.alias_now))
+        for version in set(gateway.policies.resident) - {*keep, *held, gateway.live}:
             await gateway.policies.retire(version)
         for version in keep:
             if version in self._failed:

@@ -61,6 +61,8 @@ class Gateway:
     traffic: Traffic = field(default_factory=Traffic)
     """What it did in the last hour."""
     callers: Callers = field(init=False)
+    _moving: AliasMoved | None = field(init=False, default=None)
+    """The last move that was written here."""
 
     def __post_init__(self) -> None:
         self.callers = Callers(self)
@@ -166,8 +168,18 @@ class Gateway:
         Raises `RequestRefused` (409) when another move won, and `BufferError`.
         """
         move = AliasMoved(alias=self.alias, version=version, epoch=expected.epoch, why=why, by=by)
-        await self.write([move])
-        await self.until(lambda: self.alias_now().epoch > expected.epoch)
+        if move != self._moving:  # else it is on its way
+            await self.write([move])
+            self._moving = move
+            if why == "release":
+                self.metrics.releases.labels("promoted").inc()
+        try:
+            await self.until(lambda: self.alias_now().epoch > expected.epoch)
+        except LogUnavailable as error:
+            raise LogUnavailable(
+                str(error),
+                "check that the broker can be reached; then it counts, unless another move came before it",
+            ) from None
         won = (await asyncio.to_thread(self.alias_now)).moves[expected.epoch]
         if won != move:
             raise RequestRefused(

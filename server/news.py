@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
-from buffer.records import Payload
+from buffer.records import Payload, Stream
+
+AWAITED: frozenset[Stream] = frozenset({"control", "rounds"})
 
 
 class News:
@@ -18,9 +20,9 @@ class News:
         """From now on bells ring in the running loop."""
         self._loop = asyncio.get_running_loop()
 
-    def tell(self, _: Sequence[Payload] = ()) -> None:
-        """As `ring`, from the buffer's thread."""
-        if self._loop is not None:
+    def tell(self, payloads: Sequence[Payload]) -> None:
+        """As `ring`, from the buffer's thread, for what is waited for: no exchange, and no feedback."""
+        if self._loop is not None and any(one.stream in AWAITED for one in payloads):
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
                 self._loop.call_soon_threadsafe(self.ring)
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from buffer.adapters import AdapterInvalid, Manifest, verify
+from buffer.adapters import AdapterInvalid, Manifest, RankTooHigh, verify
 from buffer.records import Release
+from buffer.store import StoreUnavailable
 from server.engine.client import EngineClient
 from server.errors import (
     EngineRefused,
@@ -74,7 +75,7 @@ class Policies:
 
         Raises `ReleaseRefused` when it must never be served, `ReleaseForeign` when that holds for this server
         alone. When it could not be tried, `EngineUnavailable`; when that may be the engine's fault as well as
-        its own, `EngineRefused` or `EngineLost`.
+        its own, `EngineRefused` or `EngineLost`; when its files cannot be read now, `StoreUnavailable`.
         """
         async with self._swapping:
             if self._resident.get(release.version) != release:
@@ -104,7 +105,7 @@ class Policies:
             self._leases[version] -= 1
             self._unload_when_idle(version)
 
-    async def reload(self) -> dict[int, ServerError]:
+    async def reload(self) -> dict[int, ServerError | StoreUnavailable]:
         """Load into a fresh vLLM all that was resident, zero first, then the newest; for `Engine.on_ready`.
 
         A release that does not pass now (its files were damaged, say) is dropped, and returned with its
@@ -114,14 +115,14 @@ class Policies:
             for gone in self._draining:
                 del self._resident[gone]
             self._draining.clear()
-            refused: dict[int, ServerError] = {}
+            refused: dict[int, ServerError | StoreUnavailable] = {}
             for version in sorted(self._resident, key=lambda v: (v != ZERO, -v)):
                 try:
                     await self._load(self._resident[version])
-                except (ReleaseRefused, EngineRefused) as error:
+                except (ReleaseRefused, EngineRefused, StoreUnavailable) as error:
                     if version == ZERO:
                         raise
-                    log.error("%s is not served any more: %s", self.name(version), error.message)
+                    log.error("%s is not served any more: %s", self.name(version), error)
                     refused[version] = error
                     del self._resident[version]
             return refused
@@ -134,6 +135,12 @@ class Policies:
             manifest = await asyncio.to_thread(verify, self._adapters, release, max_rank=self._max_rank)
             self._belongs(name, manifest)
             await self._engine.load(name, self._adapters / release.directory)
+        except RankTooHigh as error:
+            raise ReleaseForeign(
+                f"{name}: {error}", "Raise `max_lora_rank` in [engine] to the learner's `rank`."
+            ) from error
+        except OSError as error:
+            raise StoreUnavailable(f"{release.directory} cannot be read: {error}", "unreadable") from error
         except (AdapterInvalid, EngineRefused) as error:
             if _may_pass(error):
                 raise

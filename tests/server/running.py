@@ -44,6 +44,8 @@ class GatedLog(MemoryLog):
         self.holding: dict[str, Future[None]] = {}
         """Record type to what appending one waits for; nothing is kept of it."""
         self.unreadable = False
+        self.silent = False
+        """Nothing that is appended comes back."""
         self.batches: list[list[str]] = []
         """The types of each append's records."""
 
@@ -62,7 +64,8 @@ class GatedLog(MemoryLog):
         self, positions: Positions, *, limit: int = 500, wait_s: float = 0.0
     ) -> tuple[list[Record], Positions]:
         """With short waits, so that a follower ends soon."""
-        return super().read(positions, limit=limit, wait_s=min(wait_s, 0.02))
+        found, after = super().read(positions, limit=limit, wait_s=min(wait_s, 0.02))
+        return ([], positions) if self.silent else (found, after)
 
     def ends(self) -> Positions:
         if self.unreadable:

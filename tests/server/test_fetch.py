@@ -296,6 +296,25 @@ def test_while_the_log_has_not_been_read_nothing_is_deleted(running: Running, al
     assert [alone.here(one) for one in releases] == [False, False, False, True, True, True]
 
 
+def test_what_is_about_to_become_live_stays_loaded(
+    running: Running, learner: AdapterStore, server: AdapterStore
+) -> None:
+    for version in range(1, 6):
+        release(running, learner, version, version - 1)
+        wait_for_live(running, version)
+    running.stop_following()
+
+    async def promoting() -> None:
+        async with running.gateway.hold(1):
+            await running.gateway.install(1)
+            await Follower(running.gateway).reconcile()
+            assert 1 in running.policies.resident
+        await Follower(running.gateway).reconcile()
+
+    running.run(promoting())
+    assert set(running.policies.resident) == {0, 3, 4, 5}
+
+
 def test_what_is_about_to_become_live_is_not_deleted(running: Running, alone: AdapterStore) -> None:
     running.stop_following()
     releases = [release(running, alone, version, 0) for version in range(1, 7)]

@@ -1,7 +1,12 @@
-from buffer.records import AliasMoved, ReleaseRejected, RoundEnded
+import asyncio
+
+import pytest
+
+from buffer.log import LogUnavailable
+from buffer.records import AliasMoved, FeedbackWithdrawn, Payload, ReleaseRejected, RoundEnded
 from buffer.rounds import Alias, Round
 from server.errors import EngineLost, EngineRefused, EngineUnavailable, ReleaseForeign
-from server.follow import Patience, candidate, kept
+from server.follow import Follower, Patience, candidate, kept
 from tests.server.api.test_learning import passed, planned, release, wait_for_live, write
 from tests.server.running import Running
 from tests.server.test_fetch import wait_for
@@ -184,6 +189,67 @@ def test_a_release_for_another_server_is_no_verdict_and_is_told_by_this_ones_hea
     wait_for(lambda: running.gateway.foreign is None)
     assert running.log.payloads(ReleaseRejected) == []
     assert running.policies.tried.count(2) == 1, "nothing about it will change here"
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.gateway.CONFIRM_S", 0.2)
+    monkeypatch.setattr("server.follow.RETRY_S", 0.05)
+
+
+def promoted(running: Running) -> float | None:
+    return running.gateway.metrics.registry.get_sample_value(
+        "apprentice_releases_total", {"outcome": "promoted"}
+    )
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_move_that_the_log_does_not_bring_back_is_written_once(running: Running) -> None:
+    running.stop_following()
+    write(running, planned(1, 0), passed(1))
+    wait_for(lambda: running.gateway.buffer.view.release(1) is not None)
+    running.log.silent = True
+    running.follow(QUICK)
+    wait_for(lambda: running.policies.tried != [])
+    for _ in range(3):
+        with pytest.raises(LogUnavailable) as waiting:
+            running.run(running.gateway.move(1, expected=Alias(0, 0, ()), why="release", by="server"))
+    assert "unless another move came before it" in waiting.value.hint
+    running.log.silent = False
+    wait_for_live(running, 1)
+    assert len(running.log.payloads(AliasMoved)) == 1
+    assert promoted(running) == 1
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_rejection_that_the_log_does_not_bring_back_is_written_once(running: Running) -> None:
+    running.stop_following()
+    running.policies.bad = {1}
+    write(running, planned(1, 0), passed(1))
+    wait_for(lambda: running.gateway.buffer.view.release(1) is not None)
+    running.log.silent = True
+    follower = Follower(running.gateway)
+    with pytest.raises(LogUnavailable):
+        running.run(follower.reconcile())
+    for _ in range(2):
+        running.run(follower.reconcile())
+    running.log.silent = False
+    assert len(running.log.payloads(ReleaseRejected)) == 1
+    assert running.policies.tried == [1]
+
+
+def test_no_exchange_and_no_feedback_wakes_who_waits_for_policies(running: Running) -> None:
+    news = running.gateway.news
+
+    async def rung(payload: Payload) -> bool:
+        bell = news.bell()
+        news.tell([payload])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return bell.is_set()
+
+    assert not running.run(rung(FeedbackWithdrawn(feedback_id="fb-1", by="ann")))
+    assert running.run(rung(ReleaseRejected(version=9, why="x", by="server")))
 
 
 def test_a_release_that_grew_from_a_withdrawn_policy_is_not_promoted(running: Running) -> None:

@@ -1,6 +1,7 @@
 """Swaps: what makes a release resident, what refuses it, and how policies drain."""
 
 import asyncio
+import errno
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from buffer.adapters import WEIGHTS
 from buffer.records import Release
+from buffer.store import StoreUnavailable
 from server.engine.client import EngineClient
 from server.errors import (
     EngineRefused,
@@ -125,6 +127,40 @@ def test_damaged_files_never_reach_the_engine(tmp_path: Path) -> None:
         with pytest.raises(ReleaseRefused, match="SHA-256 differs"):
             await made.install(bad)
         assert engine.names == ["apprentice@000000"]
+
+    asyncio.run(scenario())
+
+
+def test_what_this_machine_cannot_read_now_says_nothing_about_the_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(path: Path) -> str:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    async def scenario() -> None:
+        engine = FakeEngine()
+        made = await policies(tmp_path, engine, 12)
+        good = release(tmp_path, 13)
+        engine.served[made.name(13)] = shifted(13)
+        with monkeypatch.context() as patched:
+            patched.setattr("buffer.adapters.sha256_file", busy)
+            with pytest.raises(StoreUnavailable, match="Too many open files"):
+                await made.install(good)
+            with pytest.raises(StoreUnavailable):
+                await made.reload()
+        await made.install(good)
+        assert made.resident == [0, 12, 13]
+
+    asyncio.run(scenario())
+
+
+def test_a_rank_above_this_servers_limit_is_no_verdict(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        made = await policies(tmp_path, FakeEngine())
+        made._max_rank = 2
+        with pytest.raises(ReleaseForeign, match="rank 4 is above the server's limit of 2") as refused:
+            await made.install(release(tmp_path, 12))
+        assert "max_lora_rank" in refused.value.hint
 
     asyncio.run(scenario())
 
