@@ -78,6 +78,7 @@ class Buffer:
             self.view.forget()
         while behind(self.view.positions(), ends):
             self._pump(wait_s=0.1)
+        self.view.mark_complete()
         self._follower.start()
 
     def write(self, payloads: Sequence[Payload], partition_key: str = "") -> Future[None]:

@@ -55,6 +55,8 @@ INSERT = f"INSERT INTO records ({COLUMNS}) VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?,
 
 BUSY_S = 10.0
 """How long to wait for another process's commit."""
+AGAIN_S = 1.0
+"""How soon a checkpoint that was held up is tried again."""
 POLL_S = 0.025
 """How soon a reader notices what another process appended."""
 GROUP_JOBS, GROUP_BYTES, READ_BYTES = 512, 8 << 20, 16 << 20
@@ -76,19 +78,22 @@ class Journal:
     def __init__(self, path: Path, *, max_bytes: int = 0) -> None:
         self.path = path
         self._max_bytes = max_bytes
+        self._wal = f"{path}-wal"
         with _translated(path):
             self._db = _open(path)
-            self._reader = _connect(path)
+            self._reader, self._mover = _connect(path), _connect(path)
             if max_bytes:
                 (page,) = self._db.execute("PRAGMA page_size").fetchone()
                 self._db.execute(f"PRAGMA max_page_count = {max(max_bytes // page, 1)}")
-            (self.source,) = self._db.execute("SELECT source FROM journal").fetchone()
+            # by the connection that moves the WAL, which does nothing before it has read the file
+            (self.source,) = self._mover.execute("SELECT source FROM journal").fetchone()
         self._reading = threading.Lock()
         self._gate = threading.Condition()  # guards the two below; notified after each commit
         self._commits = 0
         self._closed = False
         self._queue: queue.SimpleQueue[tuple[Job, Future[Any], int] | None] = queue.SimpleQueue()
         self._to_erase = True  # erased bytes may be left in the WAL by a process that died
+        self._look_at = 0.0
         self._writer = threading.Thread(target=self._write_forever, name=f"journal {path}", daemon=True)
         self._writer.start()
 
@@ -219,6 +224,7 @@ class Journal:
         self._writer.join()
         with self._reading:
             self._reader.close()
+        self._mover.close()
         self._db.close()
 
     def _refuse_closed(self) -> None:
@@ -259,13 +265,13 @@ class Journal:
             with self._gate:
                 self._commits += 1
                 self._gate.notify_all()
-            self._checkpoint()
+            self._checkpoint(last=closing)
 
     def _next_group(self) -> tuple[list[tuple[Job, Future[Any]]], bool]:
         """All jobs that wait, within bounds, and whether the journal is closing behind them."""
         group: list[tuple[Job, Future[Any]]] = []
         size = 0
-        wait = 1.0 if self._to_erase else None  # an erasure that a reader held up is tried again
+        wait = AGAIN_S if self._to_erase else None  # an erasure that a reader held up is tried again
         with contextlib.suppress(queue.Empty):
             while len(group) < GROUP_JOBS and size < GROUP_BYTES:
                 item = self._queue.get(timeout=wait) if not group else self._queue.get_nowait()
@@ -281,7 +287,7 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")
         except Exception as error:
             for _, future in group:
-                future.set_exception(_translate(error, self.path))
+                future.set_exception(translate(error, self.path))
             return
         try:
             results = [job(self._db) for job, _ in group]
@@ -290,7 +296,7 @@ class Journal:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")  # SQLite has done so itself after some errors
             if len(group) == 1:
-                group[0][1].set_exception(_translate(error, self.path))
+                group[0][1].set_exception(translate(error, self.path))
             else:
                 for one in group:
                     self._commit([one])
@@ -298,23 +304,51 @@ class Journal:
             for (_, future), result in zip(group, results, strict=True):
                 future.set_result(result)
 
-    def _checkpoint(self) -> None:
-        """Move the WAL into the file and truncate it: to bound it, and because it still holds erased bytes.
+    def _checkpoint(self, *, last: bool) -> None:
+        """Move the WAL into the file and begin it anew: to bound it, and because it still holds erased bytes.
 
-        Only ever with TRUNCATE, which holds the write lock: SQLite before 3.51.3 can corrupt a file
-        when one process checkpoints while another restarts the WAL.
+        What somebody reads stays where it is until a later call: nobody could append while this one waited.
         """
         try:
-            if self._to_erase or os.path.getsize(f"{self.path}-wal") > WAL_BYTES:
-                (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                self._to_erase = self._to_erase and bool(busy)
+            due = self._to_erase or os.path.getsize(self._wal) > WAL_BYTES
+            if due and (last or time.monotonic() >= self._look_at):
+                self._look_at = time.monotonic() + AGAIN_S
+                if self._move() and (not self._to_erase or self._begin_anew()):
+                    self._to_erase, self._look_at = False, 0.0
         except (sqlite3.Error, OSError) as error:
             logger.warning("checkpoint of %s put off: %s", self.path, error)
+
+    def _move(self) -> bool:
+        """Move the WAL into the file; whether that was all of it.
+
+        Only ever with the write lock held: SQLite before 3.51.3 can corrupt a file when one process
+        checkpoints while another restarts the WAL. TRUNCATE does not do: where it does not get the lock in
+        time it moves the WAL without, and once it has the lock it waits for readers.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            busy, frames, moved = self._mover.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        finally:
+            self._db.execute("ROLLBACK")
+        return not busy and frames == moved
+
+    def _begin_anew(self) -> bool:
+        """Write something into a WAL that was moved: unless somebody reads it, that begins it anew and cuts
+        off what was in it. Whether it did."""
+        if before := self._wal_header():
+            self._db.execute("PRAGMA application_id = 0")  # which it is: nothing reads it
+        return not before or before != self._wal_header()
+
+    def _wal_header(self) -> bytes:
+        """With a salt that is another one whenever the WAL begins anew."""
+        with open(self._wal, "rb") as wal:
+            return wal.read(32)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA wal_autocheckpoint = 0")
+    db.execute("PRAGMA journal_size_limit = 0")  # a WAL that begins anew is cut to what is in it
     return db
 
 
@@ -397,20 +431,24 @@ def _translated(path: Path) -> Any:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise _translate(error, path) from error
+        raise translate(error, path) from error
 
 
-def _translate(error: Exception, path: Path) -> Exception:
-    """What SQLite says, as what a caller can act on."""
+def translate(
+    error: Exception,
+    path: Path | str,
+    *,
+    full: str = "free disk space, or raise max_bytes in [buffer]",
+    wrong: str = "check its path and permissions; a corrupt file: move it away, restore a backup",
+) -> Exception:
+    """What SQLite says, as what a caller can act on. `full` and `wrong` are hints."""
     if not isinstance(error, sqlite3.Error | OSError):
         return error
     code = getattr(error, "sqlite_errorcode", 0)
-    full = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
+    no_room = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
     passing = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR)
-    if code in full:
-        return LogFull(f"{path}: {error}", "free disk space, or raise max_bytes in [buffer]")
+    if code in no_room:
+        return LogFull(f"{path}: {error}", full)
     if code & 0xFF in passing:
         return LogUnavailable(f"{path}: {error}", "try again; if it persists, check the disk")
-    return LogMisconfigured(
-        f"{path}: {error}", "check its path and permissions; a corrupt file: move it away, restore a backup"
-    )
+    return LogMisconfigured(f"{path}: {error}", wrong)

@@ -84,6 +84,7 @@ def follow(log: Log, view: View) -> int:
     for records, positions in read_to_end(log, view.positions()):
         view.apply(records, positions)
         count += len(records)
+    view.mark_complete()
     return count
 
 

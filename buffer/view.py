@@ -10,7 +10,7 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -33,9 +33,12 @@ from buffer.records import (
     RoundRequested,
 )
 from buffer.rounds import Alias, Move, Round
-from buffer.view_file import BUSY_MS, open_view
+from buffer.view_file import BUSY_MS, open_view, translated
 
 logger = logging.getLogger(__name__)
+
+COMPLETE = ""
+"""Stands for a stream in `positions` once the log was read to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,20 @@ class Keys:
     added: tuple[tuple[KeyAdded, float], ...] = ()
     """With the time of each in Unix seconds."""
     ever: bool = False
+    complete: bool = False
+    """Whether the log was ever read to its end. Until then others may have one, and these be revoked."""
 
 
 class View:
-    """The look-up. Thread-safe; one process writes it. Losing the file costs a re-read of the log."""
+    """The look-up. Thread-safe; one process writes it. Losing the file costs a re-read of the log.
+
+    Whatever reads or writes it raises `BufferError` where the disk is to blame: `LogFull`, say.
+    """
 
     def __init__(self, path: Path | str) -> None:
         if path != ":memory:":
             make_directory(Path(path).parent)
+        self._path = path
         self._lock = threading.RLock()
         self._db = open_view(path)
         self._to_erase = True
@@ -72,9 +81,17 @@ class View:
     def positions(self) -> Positions:
         """Up to where the log has been applied."""
         found: Positions = {}
-        for stream, partition, offset in self._rows("SELECT stream, partition, offset FROM positions"):
+        rows = self._rows("SELECT stream, partition, offset FROM positions WHERE stream != ?", COMPLETE)
+        for stream, partition, offset in rows:
             found.setdefault(stream, {})[partition] = offset
         return found
+
+    def mark_complete(self) -> None:
+        """Remember that the log was read to its end: from now on the view may lag, but is no mere beginning.
+        Emptying it forgets that."""
+        with self._transaction():
+            self._keys = None
+            self._db.execute("INSERT OR IGNORE INTO positions VALUES (?, 0, 0)", (COMPLETE,))
 
     def forget(self) -> None:
         """Empty the view, to be filled again from the start of the log."""
@@ -335,6 +352,10 @@ class View:
         moves = tuple(move.moved for move in self.moves(name))
         return Alias(moves[-1].version if moves else 0, len(moves), moves)
 
+    def aliases(self) -> set[str]:
+        """All that ever moved: policies are numbered and descend across them, so a log is for one."""
+        return rounds.aliases(self._rows)
+
     def lineage(self) -> Lineage:
         """What descends from what, seen from the live policy."""
         return self._judgement()[1]
@@ -348,7 +369,8 @@ class View:
         with self._lock:
             rows = self._rows("SELECT added, at FROM keys ORDER BY principal")
             added = tuple((KeyAdded.model_validate_json(one), at) for one, at in rows if one is not None)
-            self._keys = Keys(added, bool(rows))
+            complete = self._row("SELECT 1 FROM positions WHERE stream = ?", COMPLETE) is not None
+            self._keys = Keys(added, bool(rows), complete)
             return self._keys
 
     # --- the learner ---------------------------------------------------------------------------------
@@ -380,23 +402,24 @@ class View:
     # --- SQLite --------------------------------------------------------------------------------------
 
     def _rows(self, sql: str, *arguments: object) -> list[Any]:
-        with self._lock:
+        with self._lock, translated(self._path):
             return self._db.execute(sql, arguments).fetchall()
 
     def _row(self, sql: str, *arguments: object) -> Any:
-        with self._lock:
+        with self._lock, translated(self._path):
             return self._db.execute(sql, arguments).fetchone()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock:
+        with self._lock, translated(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")  # SQLite has done so itself after some errors
                 raise
-            self._db.execute("COMMIT")
 
 
 def _tombstones(rows: Iterable[Sequence[Any]], time: datetime) -> list[Record]:

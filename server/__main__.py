@@ -149,33 +149,45 @@ async def serve(settings: Settings, model: Path, store: AdapterStore) -> None:
         if left:
             await asyncio.wait(left, timeout=RETRY_S)
     finally:
-        run_file.unlink(missing_ok=True)
-        for task in tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        fetcher.close()
-        await engine.stop()
-        await asyncio.to_thread(buffer.close)
+        async with contextlib.AsyncExitStack() as closing:  # all of it, the last first, whatever one raises
+            closing.push_async_callback(asyncio.to_thread, buffer.close)
+            closing.push_async_callback(engine.stop)
+            closing.callback(fetcher.close)
+            for task in reversed(tasks):
+                closing.push_async_callback(end, task)
+            closing.callback(run_file.unlink, missing_ok=True)
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancel it and wait for that. Raises what it ended with before."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 async def require_keys(gateway: Gateway) -> None:
     """Serve only whom the keys say, or this machine alone. Raises `BufferError`, `ConfigError`."""
     config, callers = gateway.config, gateway.callers
-    if not is_loopback(config.host) and not len(callers.keys):
-        # the view may be new here, and until a key is known there is nobody to be served
+
+    def nobody() -> bool:
+        return not is_loopback(config.host) and not len(callers.keys)
+
+    def twice() -> list[str]:
+        return sorted({key.principal for key, _ in gateway.buffer.view.keys().added} & config.keys.keys())
+
+    if nobody() or twice():
+        # the view may be new here, or old: what the log says by now counts
         await asyncio.to_thread(gateway.buffer.start)
         gateway.behind = None
-        if not len(callers.keys):
-            raise ConfigError(
-                f"host {config.host} can be reached from elsewhere, and nobody has a key",
-                "make one with `apprentice keys add NAME --scope admin`, or listen on 127.0.0.1",
-            )
-    added = {key.principal for key, _ in gateway.buffer.view.keys().added}
-    if twice := sorted(added & config.keys.keys()):
+    if nobody():
         raise ConfigError(
-            f"{', '.join(twice)}: both in [server.keys] and among the keys of `apprentice keys`",
-            f"take it out of [server.keys], or `apprentice keys revoke {twice[0]}`",
+            f"host {config.host} can be reached from elsewhere, and nobody has a key",
+            "make one with `apprentice keys add NAME --scope admin`, or listen on 127.0.0.1",
+        )
+    if names := twice():
+        raise ConfigError(
+            f"{', '.join(names)}: both in [server.keys] and among the keys of `apprentice keys`",
+            f"take it out of [server.keys], or `apprentice keys revoke {names[0]}`",
         )
 
 

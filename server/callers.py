@@ -1,7 +1,8 @@
 """Who calls, and whether it may: by key, by feedback token, or as a program on this machine.
 
-A key or its revocation counts as soon as the view has it from the log. Where anybody ever had a key, nobody
-is trusted without one, least of all after the last was revoked.
+A key or its revocation counts as soon as the view has it from the log. Until the log was once read to its
+end, as while a new view is built, only keys of the settings count. Where anybody ever had a key, nobody is
+trusted without one, least of all after the last was revoked.
 """
 
 import time
@@ -27,8 +28,6 @@ class Callers:
         self._gateway = gateway
         self._limits = Limits(gateway.config.requests_per_minute)
         self._keys: tuple[Logged, Keys] | None = None
-        self._read_before = "control" in gateway.buffer.view.positions()
-        """An earlier server knew all keys that there were: so far this one can go by them."""
 
     @property
     def keys(self) -> Keys:
@@ -59,10 +58,9 @@ class Callers:
         keys, sent = self.keys, bearer(request.headers.get("authorization"))
         if sent is not None and (found := keys.principal(sent)) is not None:
             return found
-        behind = self._gateway.behind
-        if not len(keys) and behind is not None and not self._read_before:  # there may be keys to be read
+        if not keys.complete:  # others may have one, or have had one
             raise RequestRefused(
-                f"who may call is not known yet: {behind}", "try again in a few seconds",
+                f"who may call is not known yet: {self._gateway.behind}", "try again in a few seconds",
                 code="keys_unknown", status=503, retry_after_s=RETRY_LATER_S,
             )  # fmt: skip
         if sent is not None and (token := self._gateway.receipts.opened(sent)) is not None:

@@ -65,17 +65,24 @@ LOCAL = Principal("local", frozenset(SCOPES))
 
 
 class Keys:
-    """The callers and the SHA-256 of their bearer keys. `ever` says whether anybody ever had one."""
+    """The callers and the SHA-256 of their bearer keys. `ever` says whether anybody ever had one.
 
-    def __init__(self, keys: Iterable[tuple[Principal, str]], *, ever: bool) -> None:
+    They are `complete` unless the log was never read to its end.
+    """
+
+    def __init__(self, keys: Iterable[tuple[Principal, str]], *, ever: bool, complete: bool) -> None:
         # the time of a look-up by digest tells nothing about any key
         self._by_digest = {bytes.fromhex(digest): principal for principal, digest in keys}
         self._by_name = {principal.name: principal for principal in self._by_digest.values()}
         self.ever = ever
+        self.complete = complete
 
     @classmethod
     def of(cls, config: ServerConfig, logged: Logged) -> "Keys":
-        """Those of the configuration, and those of the log that are not of the same name."""
+        """Those of the configuration, and those of the log that are not of the same name.
+
+        Of a log that was never read to its end none: they may be revoked in what is still to be read.
+        """
         configured = [
             (Principal(name, frozenset(configured_scopes(config, name))), digest)
             for name, digest in config.keys.items()
@@ -83,9 +90,10 @@ class Keys:
         added = [
             (Principal(key.principal, frozenset(key.scopes)), key.digest)
             for key, _ in logged.added
-            if key.principal not in config.keys
+            if logged.complete and key.principal not in config.keys
         ]
-        return cls([*added, *configured], ever=logged.ever or bool(config.keys))
+        ever = logged.ever or bool(config.keys)
+        return cls([*added, *configured], ever=ever, complete=logged.complete)
 
     def __len__(self) -> int:
         return len(self._by_digest)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from buffer.client import Buffer
-from buffer.log import LogFull, LogUnavailable
+from buffer.log import LogFull, LogUnavailable, behind
 from buffer.memory import MemoryLog
 from buffer.records import (
     STREAMS,
@@ -198,6 +198,72 @@ def test_a_view_of_another_log_is_built_anew(log: FlakyLog, tmp_path: Path) -> N
     assert view.alias("a").version == 1
     assert view.positions() == log.ends()
     buffer.close()
+
+
+class SharedLog(FlakyLog):
+    """Processes come and go, and it stays."""
+
+    def close(self) -> None:
+        pass
+
+
+def complete(path: Path) -> bool:
+    """Whether a process that opens the view now can rely on it."""
+    with closing(View(path)) as view:
+        return view.keys().complete
+
+
+def start_cut_short(log: SharedLog, path: Path) -> None:
+    """The log goes away behind the first batch, and then the process dies."""
+
+    def goes_away(_: list[Payload]) -> None:
+        log.unreadable = 1
+
+    buffer = Buffer(log, View(path), goes_away)
+    with pytest.raises(LogUnavailable):
+        buffer.start()
+    assert behind(buffer.view.positions(), log.ends()) and buffer.view.positions()
+    buffer.close()
+
+
+def start(log: SharedLog, path: Path) -> None:
+    buffer = Buffer(log, View(path))
+    buffer.start()
+    buffer.close()
+
+
+def fill(log: SharedLog) -> None:
+    """With more than one batch."""
+    records = [Record.of(moved(n), time=START, randomness=n.to_bytes(10)) for n in range(600)]
+    log.append(records).result()
+
+
+def test_a_view_is_complete_once_the_log_was_read_to_its_end(tmp_path: Path) -> None:
+    log, path = SharedLog(), tmp_path / "view.db"
+    fill(log)
+    start_cut_short(log, path)
+    assert not complete(path)
+    start(log, path)
+    assert complete(path)
+    fill(log)
+    start_cut_short(log, path)
+    assert complete(path), "it only lags"
+
+
+def test_an_empty_log_is_read_to_its_end_at_once(buffer: Buffer) -> None:
+    before = buffer.view.keys()
+    buffer.start()
+    assert not before.complete and buffer.view.keys().complete
+
+
+def test_a_view_that_is_built_anew_is_not_complete_meanwhile(tmp_path: Path) -> None:
+    longer, log, path = SharedLog(), SharedLog(), tmp_path / "view.db"
+    fill(longer)
+    fill(longer)
+    start(longer, path)
+    fill(log)
+    start_cut_short(log, path)
+    assert not complete(path)
 
 
 class Clock:

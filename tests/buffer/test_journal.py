@@ -5,9 +5,10 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,15 @@ def test_an_erased_record_is_read_without_its_data(path: Path) -> None:
     assert found == [(record.id, True), (other.id, False), (record.id, True)]
 
 
+def in_files(path: Path, text: str) -> bool:
+    """Read by a process of its own: closing the file here would drop SQLite's locks."""
+    code = (
+        "import sys, pathlib; files = pathlib.Path(sys.argv[1]).iterdir();"
+        " print(any(sys.argv[2].encode() in f.read_bytes() for f in files))"
+    )
+    return spawn(code, path.parent, text).communicate()[0] == "True\n"
+
+
 def test_erased_bytes_are_gone_from_the_disk(path: Path) -> None:
     secret = b"the secret of the lighthouse keeper " * 400
     journal = Journal(path)
@@ -223,13 +233,85 @@ def test_erased_bytes_are_gone_from_the_disk(path: Path) -> None:
     journal.append([record]).result()
     journal.append([record.tombstone(START)]).result()
     journal.append([make(2)]).result()  # behind it, so the erasure's checkpoint has been made
-    found = spawn(
-        "import sys, pathlib; print([f.name for f in pathlib.Path(sys.argv[1]).iterdir() "
-        "if b'lighthouse' in f.read_bytes()])",
-        path.parent,
-    ).communicate()[0]  # in a process of its own: closing the file here would drop SQLite's locks
+    assert not in_files(path, "lighthouse")
     journal.close()
-    assert found.strip() == "[]"
+
+
+@contextmanager
+def read_by_another(path: Path) -> Iterator[None]:
+    """Somebody reads the journal as it is now, and goes on reading."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM records").fetchall()
+        yield
+
+
+def wait_until(holds: Callable[[], bool]) -> bool:
+    for _ in range(400):
+        if holds():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for another waits until the test has failed."""
+    monkeypatch.setattr("buffer.journal.BUSY_S", 3600.0)
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_reads_for_long_holds_up_nobody_who_appends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buffer.journal.WAL_BYTES", 0)
+    with closing(Journal(path)) as journal, closing(Journal(path)) as neighbour:
+        journal.append([make(1)]).result()
+        with read_by_another(path):
+            journal.append([make(1).tombstone(START)]).result(30)
+            for number in range(2, 6):
+                for one in (neighbour, journal):
+                    one.append([make(number)]).result(30)
+
+
+@pytest.mark.usefixtures("patient")
+def test_what_a_reader_kept_from_being_erased_is_erased_without_a_cause_after_it(path: Path) -> None:
+    with closing(Journal(path)) as journal:
+        record = make(1, data=b"the lighthouse keeper " * 400)
+        journal.append([record]).result()
+        with read_by_another(path):
+            journal.append([record.tombstone(START)]).result(30)
+            journal.append([make(2)]).result(30)
+            assert in_files(path, "lighthouse")
+        assert wait_until(lambda: not in_files(path, "lighthouse"))
+
+
+def test_nothing_is_moved_out_of_the_wal_while_another_process_writes(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("buffer.journal.BUSY_S", 0.1)
+    monkeypatch.setattr("buffer.journal.AGAIN_S", 0.1)
+    with closing(Journal(path)) as journal:
+        journal.append([make(1)]).result()
+        journal.append([make(2)]).result()
+        with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+            with read_by_another(path):
+                journal.append([make(1).tombstone(START)]).result()
+                writer.execute("BEGIN IMMEDIATE")
+            before = path.stat().st_mtime_ns
+
+            def moved() -> bool:
+                return path.stat().st_mtime_ns != before
+
+            assert wait_until(lambda: moved() or "put off: database is locked" in caplog.text)
+            assert not moved()
+        assert wait_until(moved)
+
+
+def test_the_wal_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buffer.journal.WAL_BYTES", 100_000)
+    with closing(Journal(path)) as journal:
+        for number in range(20):
+            journal.append([make(number, data=b"x" * 50_000)]).result()
+        assert Path(f"{path}-wal").stat().st_size < 300_000
 
 
 def ruin(path: Path) -> None:

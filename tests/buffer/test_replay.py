@@ -133,6 +133,17 @@ def test_a_view_in_use_can_be_compared(tmp_path: Path) -> None:
         assert follow(log, view) == 0
 
 
+def test_a_built_view_can_be_relied_on_like_one_that_a_process_read(tmp_path: Path) -> None:
+    log = MemoryLog()
+    log.append(RECORDS).result()
+    there = kept(tmp_path / "there.db", log)
+    for name, begin in (("all", None), ("again", From())):
+        built = build(tmp_path / name)
+        replay(log, there, built, begin)
+        with closing(View(built)) as view:
+            assert view.keys().complete
+
+
 @pytest.mark.parametrize("what", ["garbage", "another release", "another log"])
 def test_a_view_that_cannot_be_compared_says_why(tmp_path: Path, what: str) -> None:
     log = MemoryLog()

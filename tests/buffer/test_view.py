@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from buffer.log import LogUnavailable
 from buffer.memory import MemoryLog
 from buffer.records import (
     AliasMoved,
@@ -338,6 +339,26 @@ def test_a_request_whose_round_is_read_first_is_answered(log: Written) -> None:
     assert [r.request_id for r in log.view.requests()] == ["r-2"]
 
 
+def test_a_request_whose_round_was_taken_back_is_open_until_the_next_in_any_order(log: Written) -> None:
+    """The request is of another stream than the rounds, and any record may come again."""
+    asked: Payload = RoundRequested(request_id="r-1", by="op", include=["refused"])
+    rounds: list[Payload] = [
+        planned(1, 0, requests=["r-1"]),
+        RoundEnded(round=1, verdict="failed", taken_back=True),
+        planned(2, 0, requests=["r-1"]),
+    ]
+    for read in range(4):
+        view = Written()
+        view.write(*rounds[:read], asked)
+        for seen in range(read, 4):
+            for again in (rounds[:seen], rounds[: seen // 2]):
+                view.write(*again)
+                assert [r.request_id for r in view.view.requests()] == ["r-1"] * (seen in (0, 2))
+        view.view.close()
+    log.write(asked, *rounds[:1], RoundEnded(round=1, verdict="failed"))
+    assert log.view.requests() == []
+
+
 # --- applying ----------------------------------------------------------------------------------------
 
 
@@ -418,6 +439,90 @@ def test_a_view_that_cannot_be_used_is_built_anew(tmp_path: Path, damage: str) -
     written.follow()
     assert written.view.exchange("c-1") is not None
     written.view.close()
+
+
+SHORT_OF = """
+import resource, sys
+from pathlib import Path
+from buffer.log import BufferError
+from buffer.view import View
+
+limit = getattr(resource, sys.argv[2])
+before = resource.getrlimit(limit)
+resource.setrlimit(limit, (int(sys.argv[3]), before[1]))
+try:
+    View(Path(sys.argv[1]))
+except BufferError as error:
+    resource.setrlimit(limit, before)
+    print(error.code, error.hint)
+"""
+
+
+def run(code: str, *arguments: object) -> str:
+    """What a Python process of its own prints."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("short_of", "said"),
+    [
+        (("RLIMIT_FSIZE", 1000), "log_full free disk space"),
+        (("RLIMIT_NOFILE", 0), "log_misconfigured check its path"),
+    ],
+    ids=["disk", "file descriptors"],
+)
+def test_a_view_that_cannot_be_opened_for_want_of_something_is_kept(
+    tmp_path: Path, short_of: tuple[str, int], said: str
+) -> None:
+    path = tmp_path / "view.db"
+    with closing(View(path)) as view:
+        view.apply([], {"control": {0: 2}})
+    assert run(SHORT_OF, path, *short_of).startswith(said)
+    with closing(View(path)) as view:
+        assert view.positions() == {"control": {0: 2}}
+
+
+def test_a_view_that_another_keeps_locked_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buffer.view_file.BUSY_MS", 10)
+    path = tmp_path / "view.db"
+    with closing(View(path)) as view:
+        view.apply([], {"control": {0: 2}})
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(LogUnavailable, match="locked"):
+            View(path)
+    with closing(View(path)) as view:
+        assert view.positions() == {"control": {0: 2}}
+
+
+FILLED_UP = """
+import resource, sys
+from pathlib import Path
+from buffer.log import LogFull
+from buffer.view import View
+from tests.buffer.test_view import envelope, opened
+
+view = View(Path(sys.argv[1]))
+record = envelope(opened("c-1", question="x" * 500_000))
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+try:
+    view.apply([record], {"exchanges": {0: 2}})
+except LogFull as error:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    print(error.code, view.positions())
+view.apply([record], {"exchanges": {0: 2}})
+print(view.positions())
+view.close()
+"""
+
+
+def test_a_disk_that_fills_up_is_reported_and_survived(tmp_path: Path) -> None:
+    said = run(FILLED_UP, tmp_path / "view.db")
+    assert said.splitlines() == ["log_full {}", "{'exchanges': {0: 2}}"]
 
 
 def test_a_view_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
 """Who may call what: keys of the log and of the configuration, their scopes, and how often."""
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from buffer.records import KeyAdded, KeyRevoked, Payload
+from buffer.client import Buffer
+from buffer.journal import Journal
+from buffer.records import KeyAdded, KeyRevoked, LearnerReported, Payload
+from buffer.view import View
 from server.__main__ import http_server
 from server.callers import Callers
-from server.identity import digest_of
+from server.identity import Token, digest_of
 from server.limits import WRONG_KEYS
 from tests.server.running import KEYS, Running, hashed
 from tests.server.stub_policies import StubPolicies
@@ -114,31 +119,135 @@ def test_the_first_key_ends_the_trust_in_this_machine_and_revoking_it_does_not_b
         assert (refused.status_code, code(refused)) == (401, "invalid_api_key")
 
 
-def test_before_the_log_is_read_nobody_is_trusted_without_a_known_key(open_to_this_machine: Running) -> None:
-    running = open_to_this_machine
-    running.gateway.behind = "the log has not been read yet"
-    client = running.client()
-    for reply in (client.get("/v1/models"), client.post("/v1/feedback", json=TAUGHT), client.get("/metrics")):
-        assert (reply.status_code, code(reply)) == (503, "keys_unknown")
-        assert reply.headers["retry-after"]
-    assert running.client().get("/healthz").status_code == 200
+class Start:
+    """A server's start on a state of its own: HTTP is up, and how far the log is read is up to the test."""
+
+    def __init__(self, running: Running, state: Path, *payloads: Payload) -> None:
+        self._running, self._gateway, self._state = running, running.gateway, state
+        self._running.stop_following()
+        self._before = self._gateway.buffer
+        self._open()
+        self._gateway.buffer.write(payloads).result()
+
+    def _open(self) -> None:
+        log = Journal(self._state / "journal.db")
+        self._gateway.buffer = Buffer(log, View(self._state / "server" / "view.db"))
+        self._gateway.behind = "the log has not been read yet"
+        self._gateway.callers = Callers(self._gateway)
+
+    def read_one(self) -> None:
+        """Of the log's records."""
+        log, view = self._gateway.buffer.log, self._gateway.buffer.view
+        view.apply(*log.read(view.positions(), limit=1))
+
+    def read_all(self) -> None:
+        """As the start does that ends well."""
+        self._gateway.buffer.start()
+        self._gateway.behind = None
+
+    def again(self) -> None:
+        """Another process, as after a crash; this time the log is away."""
+        self._gateway.buffer.close()
+        self._open()
+
+    def close(self) -> None:
+        self._gateway.buffer.close()
+        self._gateway.buffer = self._before
+
+    def asked(self, key: str, path: str = "/v1/models") -> tuple[int, str]:
+        """What a call with this key gets: its status, and the code of a refusal."""
+        reply = self._running.client(key).get(path)
+        return reply.status_code, "" if reply.status_code == 200 else code(reply)
 
 
-def test_where_the_log_is_away_what_an_earlier_server_read_of_it_counts(
-    open_to_this_machine: Running,
+UNKNOWN, WRONG = (503, "keys_unknown"), (401, "invalid_api_key")
+WAITS = LearnerReported(state="waiting", why="x")
+
+
+@pytest.fixture
+def starts(open_to_this_machine: Running, tmp_path: Path) -> Iterator[Callable[..., Start]]:
+    """A start of a server without [server.keys], given the payloads of its log."""
+    with ExitStack() as stack:
+
+        def start(*payloads: Payload) -> Start:
+            made = Start(open_to_this_machine, tmp_path / "state", *payloads)
+            stack.callback(made.close)
+            return made
+
+        yield start
+
+
+def test_before_the_log_is_read_nobody_is_trusted_without_a_key_of_the_settings(
+    starts: Callable[..., Start], open_to_this_machine: Running
 ) -> None:
-    running = open_to_this_machine
-    running.gateway.behind = "the log cannot be read"
-    running.gateway.callers = Callers(running.gateway)  # as of a server that starts on this view
-    assert running.client().get("/v1/models").status_code == 200
-    decide(running, key_added("cay", "infer"))
-    assert running.client().get("/v1/models").status_code == 401
+    start, client = starts(), open_to_this_machine.client()
+    for reply in (client.get("/v1/models"), client.post("/v1/feedback", json=TAUGHT), client.get("/metrics")):
+        assert (reply.status_code, code(reply)) == UNKNOWN
+        assert reply.headers["retry-after"]
+    assert client.get("/healthz").status_code == 200
+    start.read_all()
+    assert start.asked("whatever") == (200, "")
 
 
-def test_before_the_log_is_read_the_keys_that_are_known_count(running: Running) -> None:
-    running.gateway.behind = "the log cannot be read"
-    assert running.client().get("/v1/models").status_code == 200
-    assert running.client("wrong").get("/v1/models").status_code == 401
+def test_while_the_view_is_built_no_key_of_the_log_counts_and_none_is_wrong(
+    starts: Callable[..., Start], open_to_this_machine: Running
+) -> None:
+    """One that was read may be revoked in what is not, and one that is unknown may be added there."""
+    revoked = KeyRevoked(principal="mal", by="test")
+    start = starts(key_added("mal", "admin"), WAITS, revoked, key_added("cay", "feedback"))
+    token = open_to_this_machine.gateway.receipts.token(Token("chatcmpl-1", "cay", 2**40))
+    for _ in range(3):
+        start.read_one()
+        assert {start.asked(key) for key in ("mal-key", "cay-key", token)} == {UNKNOWN}
+    assert {start.asked(f"guess-{number}") for number in range(WRONG_KEYS + 1)} == {UNKNOWN}
+    start.read_all()
+    assert (start.asked("mal-key"), start.asked("cay-key")) == (WRONG, (200, ""))
+    assert start.asked(token) == (403, "token_not_enough"), "it is known again"
+
+
+def test_a_server_that_died_while_the_view_was_built_leaves_nothing_to_go_by(
+    starts: Callable[..., Start],
+) -> None:
+    start = starts(WAITS, key_added("cay", "infer"), KeyRevoked(principal="cay", by="test"))
+    for _ in range(3):  # the last time it died at the log's end, before it knew that
+        start.read_one()
+        start.again()
+        assert {start.asked("cay-key"), start.asked("whatever")} == {UNKNOWN}
+
+
+def test_where_the_log_is_away_what_an_earlier_server_read_of_it_counts(starts: Callable[..., Start]) -> None:
+    start = starts(key_added("cay", "infer"))
+    start.read_all()
+    start.again()
+    assert (start.asked("cay-key"), start.asked("whatever")) == ((200, ""), WRONG)
+
+
+def test_where_the_log_is_away_and_an_earlier_server_read_of_no_key_this_machine_is_trusted(
+    starts: Callable[..., Start],
+) -> None:
+    start = starts(WAITS)
+    start.read_all()
+    start.again()
+    assert start.asked("whatever") == (200, "")
+
+
+def test_while_the_view_of_another_log_is_built_anew_this_machine_is_not_trusted(
+    starts: Callable[..., Start], open_to_this_machine: Running
+) -> None:
+    start = starts(WAITS)
+    start.read_all()
+    start.again()
+    open_to_this_machine.gateway.buffer.view.forget()  # as the start does that finds this out
+    assert start.asked("whatever") == UNKNOWN
+
+
+def test_keys_of_the_settings_count_before_the_log_is_read(running: Running, tmp_path: Path) -> None:
+    start = Start(running, tmp_path / "state", key_added("cay", "infer"))
+    assert (start.asked("ann-key"), start.asked("cay-key")) == ((200, ""), UNKNOWN)
+    start.read_all()
+    assert (start.asked("ann-key"), start.asked("cay-key")) == ((200, ""), (200, ""))
+    assert start.asked("wrong") == WRONG
+    start.close()
 
 
 def test_a_server_that_others_can_reach_trusts_no_host_header(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ def sha(key: str) -> str:
 
 
 def keys_of(*logged: KeyAdded, **config: Any) -> Keys:
-    return Keys.of(ServerConfig(**config), Logged(tuple((one, 0.0) for one in logged), bool(logged)))
+    added = tuple((one, 0.0) for one in logged)
+    return Keys.of(ServerConfig(**config), Logged(added, bool(logged), complete=True))
 
 
 def test_the_local_caller_may_do_everything() -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from buffer.client import Buffer
+from buffer.view import View
 from server.__main__ import follow, listen, url_of
 from tests.background import Background
 from tests.server.adapters import write_stub_model
@@ -41,9 +43,10 @@ class Processes:
     def on_loop(self, work: Any) -> Any:
         return self._background.run(work, 120)
 
-    def start(self, **env: str) -> "subprocess.Popen[str]":
+    def start(self, *run: str, **env: str) -> "subprocess.Popen[str]":
+        """`run` is what Python runs, if not the server as it is."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "server", "--state", str(self.state)],
+            [sys.executable, *(run or ("-m", "server")), "--state", str(self.state)],
             env={
                 **{name: value for name, value in os.environ.items() if not name.startswith("APPRENTICE_")},
                 "APPRENTICE_MODEL": str(self.model),
@@ -188,6 +191,10 @@ def test_a_name_may_not_have_two_keys(processes: Processes) -> None:
     _, said = second.communicate(timeout=120)
     assert second.returncode == 2
     assert "ann: both in [server.keys] and" in said
+    keys(processes, "revoke", "ann")
+    third = processes.start(APPRENTICE_SERVER_KEYS_ANN="ab" * 32)
+    processes.wait_until_ready()
+    assert third.poll() is None
 
 
 async def until_refused(url: str) -> None:
@@ -225,6 +232,29 @@ def test_a_second_signal_ends_it_at_once_and_what_came_is_kept(processes: Proces
     url = processes.wait_until_ready()
     (stored,) = httpx.get(f"{url}/v1/chat/completions").json()["data"]
     assert stored["status"] == "aborted"
+
+
+BROKEN = """
+import sys
+from server import __main__ as server
+
+async def follow(gateway):
+    raise ZeroDivisionError
+
+server.follow = follow
+sys.exit(server.main())
+"""
+
+
+def test_when_following_breaks_all_is_closed_at_the_end(processes: Processes) -> None:
+    process = processes.start("-c", BROKEN)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "ZeroDivisionError" in said
+    closed = [processes.state / "journal.db", processes.state / "server" / "view.db"]
+    assert all(file.exists() for file in closed)
+    # which SQLite deletes when the last one closes the file
+    assert not any(Path(f"{file}-wal").exists() for file in closed)
 
 
 def test_one_gateway_owns_a_state_directory(processes: Processes) -> None:
@@ -300,6 +330,31 @@ def test_a_log_that_cannot_be_read_fails_no_request(running: Running) -> None:
     assert client.post("/v1/chat/completions", json=ASKED).headers["x-captured"] == "true"
     assert "the log cannot be read" in client.get("/readyz").json()["error"]["message"]
     following.cancel()
+
+
+def test_a_disk_without_room_for_the_view_is_waited_for(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.__main__.RETRY_S", 0.05)
+    running.stop_following()
+    gateway, started = running.gateway, running.gateway.buffer
+    assert running.client().post("/v1/chat/completions", json=long_question()).status_code == 200
+    view = View(":memory:")
+    view._db.execute("PRAGMA max_page_count = 1")  # what it has now, that is: SQLite calls it full beyond
+    gateway.buffer = Buffer(running.log, view, gateway.news.tell)
+    gateway.live, gateway.behind = None, "the log has not been read yet"
+    following = running.start(follow(gateway))
+    running.run(gateway.until(lambda: gateway.live == 0))
+    assert "database or disk is full" in running.client().get("/readyz").json()["error"]["message"]
+    view._db.execute("PRAGMA max_page_count = 1000000")
+    running.run(gateway.until(lambda: gateway.behind is None))
+    following.cancel()
+    gateway.buffer.close()
+    gateway.buffer = started
+
+
+def long_question() -> dict[str, Any]:
+    return {**ASKED, "messages": [{"role": "user", "content": "one two " * 10_000}]}
 
 
 def test_before_the_live_policy_is_loaded_the_alias_does_not_answer(running: Running) -> None:
