@@ -13,7 +13,7 @@ const ROLES = { system: "Instructions", developer: "Instructions", user: "Asked"
 export async function exchangePanel(id, { back, linked = false }) {
   const completion = await call("GET", `/v1/chat/completions/${encodeURIComponent(id)}`);
   const [messages, feedback] = await Promise.all([conversationOf(completion, linked), feedbackOn(id, linked)]);
-  const answers = completion.choices.map((choice) => textOf(choice.message));
+  const answers = completion.choices.map(({ message, text }) => (message ? textOf(message) : (text ?? "")));
   const exchange = { id, messages, answers, linked };
   const teaching = make("div", { class: "teaching" });
   const panel = make(
@@ -42,17 +42,18 @@ export async function feedbackPanel(id, { back }) {
   );
 }
 
-/** All messages; with a link that does not open earlier ones, the question alone. */
+/** All messages; the question alone where there are none, or with a link that does not open earlier ones. */
 async function conversationOf({ id, asked }, linked) {
+  const question = [{ role: "user", content: asked }];
   const messages = [];
   for (let after = ""; ; after = `&after=${messages.at(-1).id}`) {
     try {
       const page = await call("GET", `/v1/chat/completions/${encodeURIComponent(id)}/messages?limit=100${after}`);
       messages.push(...page.data);
-      if (!page.has_more) return messages;
+      if (!page.has_more) return messages.length ? messages : question;
     } catch (error) {
       if (!linked || error.status !== 403) throw error;
-      return [{ role: "user", content: asked }];
+      return question;
     }
   }
 }

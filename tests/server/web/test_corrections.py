@@ -100,6 +100,18 @@ def test_an_admin_sees_only_what_they_may_correct(running: Running, visit: Visit
     expect(page.locator("#items a")).to_contain_text("Root's")
 
 
+def test_an_answer_to_a_mere_prompt_is_shown(running: Running, visit: Visits) -> None:
+    asked = {"model": "apprentice", "prompt": "Once upon a time", "n": 2}
+    reply = running.client().post("/v1/completions", json=asked).json()
+    correct(running, reply["id"])
+    page = visit(f"{running.url}/corrections#list=corrections", "ann-key")
+    page.locator("#items a").click()
+    expect(page.locator(".bubble.user")).to_contain_text("Once upon a time")
+    said = [re.compile(re.escape(choice["text"].strip())) for choice in reply["choices"]]
+    expect(page.locator(".bubble.assistant")).to_have_text(said)
+    expect(page.locator(".fate")).to_contain_text("Bramblewick.")
+
+
 # --- correcting --------------------------------------------------------------------------------------
 
 
