@@ -8,20 +8,22 @@ A line is a chat that ends with the right answer, or has the columns of TRL's SD
     {"prompt": "…" or messages, "privileged_context": "…" or ["…", "…"]}
 
 The second may have `"kind": "instruction"`: its text says how to answer. Either may have a `check`, as in
-`POST /v1/feedback`. All lines are checked before any is sent. A batch's `Idempotency-Key` is the digest of
-what it says, so what was taken before a cut is not taken twice.
+`POST /v1/feedback`. All lines are checked before any is sent. Each is a request of its own, whose
+`Idempotency-Key` is the digest of what it says: a line that was taken is not taken twice, after a cut or when
+the file has grown since.
 """
 
 import argparse
 import json
-import re
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.commands.client import Client, add_arguments
+from server.commands.client import CallFailed, Client, add_arguments
 from server.commands.command import OK, CommandError, parser, print_json
 
 ABOUT = """\
@@ -32,24 +34,24 @@ Give demonstrations from a JSONL file to a running server, to learn from. A line
 
 with an optional "check": {"contains": TEXT}; with "kind": "instruction" the text says how to answer instead
 of being the answer. Other keys are ignored. Of one question the last line counts. Nothing is sent unless all
-lines are right, and running it again takes nothing twice.
+lines are right, and running it again takes no line twice, also when lines were added since.
 
 With --log the file is an exported log (`apprentice export`), restored into a state directory that has no
 log yet, while nothing runs on it. Copy adapters/, secret and apprentice.toml from where it was, then start.
 A file that was exported before an erasure still holds what was erased."""
 
-BATCH = 64
 SHOWN = 5
 """Lines that cannot be imported and are named, of however many there are."""
+LIMITED_S = 2.0
+"""Between tries while the server lets no more requests of a minute through."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the file as feedback, and the bytes that it adds to a request."""
+    """A line of the file as feedback."""
 
     number: int
     body: dict[str, Any]
-    size: int
 
 
 class FileRefused(CommandError):
@@ -59,13 +61,12 @@ class FileRefused(CommandError):
 
 
 class ImportStopped(CommandError):
-    """The server did not take a batch; those before it are taken. `code` is the cause's."""
+    """The server did not take a line; those before it are taken. `code` is the cause's."""
 
-    def __init__(self, cause: CommandError, batch: Sequence[Line], taken: int) -> None:
-        message = re.sub(r"^\[(\d+)\]\.?", lambda at: f"line {batch[int(at[1])].number}: ", str(cause))
+    def __init__(self, cause: CommandError, line: Line, taken: int) -> None:
         again = "run the same command again: what was taken is not taken twice"
         super().__init__(
-            f"{message} (demonstrations taken before that: {taken})",
+            f"line {line.number}: {cause} (demonstrations taken before that: {taken})",
             f"{cause.hint}; then {again}" if cause.hint else again,
         )
         self.code = cause.code
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
 
     config = load(ServerConfig, "server", file=arguments.config)
     lines = check(_read(arguments.file), config.max_feedback_chars, config.max_body_bytes)
-    ids = send(Client.of(arguments), lines, config.max_body_bytes)
+    ids = send(Client.of(arguments), lines)
     if arguments.json:
         print_json({"imported": len(ids), "ids": ids})
     else:
@@ -112,10 +113,10 @@ def check(data: bytes, max_chars: int, max_bytes: int) -> list[Line]:
             continue
         try:
             body = demonstration(text, max_chars)
-            size = len(json.dumps([body]))
+            size = len(json.dumps(body))
             if size > max_bytes:
                 raise ValueError(f"takes {size} bytes, above the limit of {max_bytes} of a request")
-            lines.append(Line(number, body, size))
+            lines.append(Line(number, body))
         except ValueError as error:
             wrong.append(f"line {number}: {error}")
     if wrong:
@@ -163,18 +164,7 @@ def demonstration(text: bytes, max_chars: int) -> dict[str, Any]:
     return body
 
 
-def batches(lines: Sequence[Line], max_bytes: int) -> Iterator[list[Line]]:
-    """`lines` in order, in requests of at most `BATCH` of them and `max_bytes`."""
-    batch: list[Line] = []
-    for line in lines:
-        if batch and (len(batch) == BATCH or sum(one.size for one in (*batch, line)) > max_bytes):
-            yield batch
-            batch = []
-        batch.append(line)
-    yield batch
-
-
-def send(client: Client, lines: Sequence[Line], max_bytes: int) -> list[str]:
+def send(client: Client, lines: Sequence[Line]) -> list[str]:
     """Give them to the server; their ids in order. Raises `ImportStopped`."""
     from rich.console import Console
     from rich.progress import Progress
@@ -182,19 +172,30 @@ def send(client: Client, lines: Sequence[Line], max_bytes: int) -> list[str]:
     from server.api.lessons import digest
 
     ids: list[str] = []
+    said: Counter[str] = Counter()
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("importing", total=len(lines))
-        for batch in batches(lines, max_bytes):
-            bodies = [line.body for line in batch]
-            headers = {"Idempotency-Key": f"import-{digest(bodies)}"}
+        for line in lines:
+            what = digest(line.body)
+            said[what] += 1  # said again below another answer to the question, it counts again
             try:
-                taken = client.post("/v1/feedback", bodies, headers)
+                ids.append(_give(client, line.body, f"import-{what}-{said[what]}"))
             except CommandError as cause:
-                raise ImportStopped(cause, batch, len(ids)) from None
-            ids += [str(one["id"]) for one in taken]
+                raise ImportStopped(cause, line, len(ids)) from None
             progress.update(task, completed=len(ids))
     return ids
+
+
+def _give(client: Client, body: dict[str, Any], key: str) -> str:
+    """The id of what was taken, as soon as the server lets another request through."""
+    while True:
+        try:
+            return str(client.post("/v1/feedback", body, {"Idempotency-Key": key})["id"])
+        except CallFailed as refused:
+            if refused.code != "rate_limited":
+                raise
+        time.sleep(LIMITED_S)
 
 
 def _of_chat(messages: Any) -> tuple[Any, Any]:

@@ -15,8 +15,9 @@ import pytest
 
 from buffer.records import FeedbackGiven
 from server import cli
-from server.api.lessons import MAX_BATCH
-from server.commands.import_ import BATCH, Line, batches, check, demonstration
+from server.commands import import_
+from server.commands.client import CallFailed, Client
+from server.commands.import_ import demonstration
 from tests.server.running import Running
 
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who bakes?"}]
@@ -132,23 +133,6 @@ def test_a_line_that_is_no_demonstration_says_why(line: str, reason: str) -> Non
         demonstration(line.encode(), 100)
 
 
-# --- batches -------------------------------------------------------------------------------------------
-
-
-def test_a_batch_keeps_to_both_limits() -> None:
-    lines = [Line(i, {"i": i}, 10) for i in range(200)]
-    assert [len(batch) for batch in batches(lines, 10**6)] == [64, 64, 64, 8]
-    assert [len(batch) for batch in batches(lines, 59)] == [5] * 40
-    assert [line for batch in batches(lines, 59) for line in batch] == lines
-    assert BATCH <= MAX_BATCH
-
-
-def test_sizes_add_up_to_what_is_sent() -> None:
-    data = b"\n".join(json.dumps(line).encode() for line in chats(5))
-    lines = check(data, 100, 10**6)
-    assert sum(line.size for line in lines) == len(json.dumps([line.body for line in lines]))
-
-
 # --- the command ---------------------------------------------------------------------------------------
 
 
@@ -156,13 +140,11 @@ def test_a_file_becomes_feedback_in_its_order(
     running: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write(tmp_path / "d.jsonl", chats(130))
-    running.log.batches.clear()
     assert run(file, running.url, "--json") == 0
     out = capsys.readouterr()
     found = given(running)
     assert json.loads(out.out) == {"imported": 130, "ids": [one.feedback_id for one in found]}
     assert out.err == ""
-    assert [len(batch) for batch in running.log.batches] == [64, 64, 2]
     assert [one.messages[0].content for one in found if one.messages] == [f"q{i}" for i in range(130)]
     assert {(one.kind, one.principal, one.text) for one in found} == {("demonstration", "ann", "Ida Holm.")}
 
@@ -227,21 +209,55 @@ def test_a_line_above_the_limit_of_a_request_is_wrong(
 def test_after_a_cut_the_same_command_takes_nothing_twice(
     running: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The second batch is taken and its reply lost."""
+    """The last line that is taken is one whose reply is lost."""
     file = write(tmp_path / "d.jsonl", chats(130))
-    with cutting(running.url, after=1) as url:
+    with cutting(running.url, after=64) as url:
         assert run(file, url) == 1
     error = capsys.readouterr().err
-    assert "taken before that: 64" in error and "run the same command again" in error
+    assert "line 65: " in error and "taken before that: 64" in error
+    assert "run the same command again" in error
     before = [one.feedback_id for one in given(running)]
-    assert len(before) == 128
+    assert len(before) == 65
     replies = []
     for _ in range(2):
         assert run(file, running.url, "--json") == 0
         replies.append(json.loads(capsys.readouterr().out))
     assert replies[0] == replies[1]
-    assert replies[0]["ids"][:128] == before
+    assert replies[0]["ids"][:65] == before
     assert len(given(running)) == replies[0]["imported"] == 130
+
+
+def test_of_a_file_that_has_grown_only_what_is_new_is_taken(
+    running: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever that is: what is taken twice would supersede what was learned, and be learned again."""
+    lines = chats(70)
+    for more in (lines[10:40], lines[10:70], lines):
+        assert run(write(tmp_path / "d.jsonl", more), running.url, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["imported"] == len(more)
+        assert len(given(running)) == len(more)
+
+
+def test_a_line_that_comes_again_below_another_answer_counts_again(running: Running, tmp_path: Path) -> None:
+    said = [{"prompt": "Who?", "privileged_context": name} for name in ("Ida", "Mira", "Ida")]
+    for _ in range(2):
+        assert run(write(tmp_path / "d.jsonl", said), running.url) == 0
+        assert [one.text for one in given(running)] == ["Ida", "Mira", "Ida"]
+
+
+def test_it_waits_while_the_server_takes_no_more_in_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Limited(Client):
+        tried = 0
+
+        def post(self, path: str, body: Any = None, headers: Any = None) -> Any:
+            self.tried += 1
+            if self.tried in (2, 3):
+                raise CallFailed("more than 1", "wait", status=429, code="rate_limited")
+            return {"id": body["text"]}
+
+    monkeypatch.setattr(import_, "LIMITED_S", 0.0)
+    lines = [import_.Line(n, {"text": f"t{n}"}) for n in range(3)]
+    assert import_.send(Limited("http://127.0.0.1:9"), lines) == ["t0", "t1", "t2"]
 
 
 def test_what_the_server_refuses_is_told_by_its_line(
@@ -255,7 +271,7 @@ def test_what_the_server_refuses_is_told_by_its_line(
     error = json.loads(capsys.readouterr().err)["error"]
     assert error["message"].startswith("line 81: messages[0].content has 9000 characters")
     assert error["code"] == "text_too_long" and "run the same command again" in error["hint"]
-    assert len(given(running)) == 64
+    assert len(given(running)) == 80
 
 
 def test_without_a_server_it_says_how_to_start_one(
