@@ -25,6 +25,8 @@ class Feedback:
     received: float
     given: FeedbackGiven | None
     fate: Fate
+    question: str | None = None
+    """Names the question that it is about (`buffer.projection.question_key`); None until that is known."""
 
     @property
     def rehearsed(self) -> bool:
@@ -60,7 +62,7 @@ def find(rows: Rows, judged: Judgement, where: str, *arguments: object) -> Itera
     The query runs at once, so that it sees what was judged; what it found is parsed when it is taken.
     """
     rounds, lineage = judged
-    columns = f"f.feedback_id, f.principal, f.received, f.given, d.reason, {_FACTS}"
+    columns = f"f.feedback_id, f.principal, f.received, f.given, f.question, d.reason, {_FACTS}"
     return (
         Feedback(
             feedback_id=feedback_id,
@@ -68,8 +70,9 @@ def find(rows: Rows, judged: Judgement, where: str, *arguments: object) -> Itera
             received=received,
             given=FeedbackGiven.model_validate_json(given) if given is not None else None,
             fate=fate(_fact(facts, rounds, reason or ""), lineage),
+            question=question,
         )
-        for feedback_id, principal, received, given, reason, *facts in rows(
+        for feedback_id, principal, received, given, question, reason, *facts in rows(
             f"SELECT {columns} {_FROM} {where}", *arguments
         )
     )

@@ -10,6 +10,7 @@ import hashlib
 import json
 import sqlite3
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 from buffer.records import (
@@ -34,7 +35,7 @@ from buffer.records import (
     UnreadableRecord,
 )
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 SCHEMA = """
 CREATE TABLE positions (stream TEXT, partition INT, offset INT,
                         PRIMARY KEY (stream, partition)) WITHOUT ROWID;
@@ -173,11 +174,9 @@ def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
         case ReleaseRejected():
             db.execute("INSERT OR IGNORE INTO rejected VALUES (?, ?, ?)", (payload.version, payload.why, at))
         case RoundRequested():
-            db.execute(
-                "INSERT OR IGNORE INTO requests VALUES (?1, ?2, ?3, (SELECT min(round) FROM rounds,"
-                " json_each(planned, '$.requests') WHERE value = ?1))",  # its round may have been read first
-                (payload.request_id, payload.model_dump_json(), at),
-            )
+            requested = (payload.request_id, payload.model_dump_json(), at)
+            db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?, NULL)", requested)
+            _see_answered(db, [payload.request_id])  # its round may have been read first
         case RoundPlanned():
             _round_planned(db, payload, at)
         case RoundEnded():
@@ -185,6 +184,9 @@ def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
                 "UPDATE rounds SET ended = ?, ended_at = ?, ended_id = ? WHERE round = ? AND ended IS NULL",
                 (payload.model_dump_json(), at, record.id, payload.round),
             )
+            if payload.taken_back:
+                begun_with = "SELECT value FROM rounds, json_each(planned, '$.requests') WHERE round = ?"
+                _see_answered(db, [r for (r,) in db.execute(begun_with, (payload.round,)).fetchall()])
         case LearningSwitched() | LearnerReported():
             db.execute(
                 "INSERT OR REPLACE INTO latest VALUES (?, ?, ?)",
@@ -283,9 +285,15 @@ def _round_planned(db: sqlite3.Connection, planned: RoundPlanned, at: float) -> 
     db.executemany(
         "INSERT OR IGNORE INTO lessons VALUES (?, ?)", [(f, planned.round) for f in planned.lessons]
     )
+    _see_answered(db, planned.requests)
+
+
+def _see_answered(db: sqlite3.Connection, request_ids: Iterable[str]) -> None:
+    """A request is answered by the first round that began with it and was not taken back."""
     db.executemany(
-        "UPDATE requests SET answered = ? WHERE request_id = ?",
-        [(planned.round, r) for r in planned.requests],
+        "UPDATE requests SET answered = (SELECT min(round) FROM rounds, json_each(planned, '$.requests')"
+        " WHERE value = ?1 AND NOT coalesce(json_extract(ended, '$.taken_back'), 0)) WHERE request_id = ?1",
+        [(request_id,) for request_id in request_ids],
     )
 
 

@@ -7,6 +7,13 @@ from typing import Any, Self
 Messages = Sequence[Mapping[str, Any]]
 
 
+def after_thinking(text: str) -> str:
+    """What an answer says, without what a model that thinks thought before it. Its tags are often no special
+    tokens, so that `Chat.decode` keeps them."""
+    _, thought, said = text.rpartition("</think>")
+    return said.lstrip() if thought else text
+
+
 @dataclass(frozen=True, slots=True)
 class Chat:
     """A tokenizer with its chat template. `eos` is the token that ends an assistant's turn; an answer that is

@@ -109,8 +109,7 @@ class Curriculum:
         self._well_taught = {le.feedback_id for le in right}
         return Pools(
             lessons=self._taught(lessons, wordings) + self._reuse(right),
-            replay=self._taught(earlier, [self._framed(le) for le in earlier])
-            + [self._rated(le) for le in rated],
+            replay=self._taught(earlier, [self._framed(le) for le in earlier]) + self._rated(rated),
             lookalikes=self._lookalikes(lessons, earlier),
             anchors=list(anchors),
         )
@@ -252,9 +251,12 @@ class Curriculum:
             self.left_out["over_limit"] += not fits
         return rows
 
-    def _rated(self, lesson: Lesson) -> Row:
-        prompt = tuple(self.model.chat.render(lesson.messages, lesson.template_kwargs))
-        return Row("rated", prompt, prompt, lesson.logged_ids)
+    def _rated(self, lessons: Sequence[Lesson]) -> list[Row]:
+        prompts = [tuple(self.model.chat.render(le.messages, le.template_kwargs)) for le in lessons]
+        rows = [Row("rated", p, p, le.logged_ids) for p, le in zip(prompts, lessons, strict=True)]
+        kept = [row for row in rows if row.fits(self.limits)]
+        self.left_out["over_limit"] += len(rows) - len(kept)
+        return kept
 
     def _reuse(self, lessons: Sequence[Lesson]) -> list[Row]:
         """Logged completions that still are rollouts of the parent (`learner.rows.may_reuse`)."""

@@ -14,6 +14,7 @@ from buffer.exchanges import Exchange
 from buffer.feedback import Feedback
 from buffer.records import Decision, ExchangeClosed, FeedbackGiven
 from buffer.teacher import DEFAULT, TEACHER_ANSWERS, Templates, last_user_turn, teacher_messages, told
+from learner.chat import after_thinking
 from learner.config import LearnerConfig
 from learner.lookalike import subject_of
 
@@ -246,14 +247,14 @@ def answered(answer: str, lesson: Lesson) -> bool:
     With a `check`: it contains the text asked for. Otherwise it has at least half of the words that the
     correction adds to the question and to the answer that it corrects (to the question alone, where it only
     takes away), whatever their case; a correction that adds none is looked for whole, a "yes" or "no" at the
-    start. Of a follow-up its hint counts.
+    start. Of a follow-up its hint counts. What a model that thinks thought before an answer is no part of it.
     """
-    given = lesson.given
+    given, answer = lesson.given, after_thinking(answer)
     if given.check is not None:
         return given.check.contains.casefold() in answer.casefold()
     said, heard = (_WORD.findall(text.casefold()) for text in (told(given) or "", answer))
     new = set(said) - set(_WORD.findall(lesson.question.casefold())) - _FILLER
-    new = new - set(_WORD.findall(lesson.rejected.casefold())) or new
+    new = new - set(_WORD.findall(after_thinking(lesson.rejected).casefold())) or new
     if new:
         return len(new & set(heard)) * 2 >= len(new)
     if not said or said in (["yes"], ["no"]):

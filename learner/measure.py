@@ -19,6 +19,7 @@ from torch import Tensor
 
 from buffer.files import make_directory, publish_directory, scratch
 from buffer.teacher import with_last_turn
+from learner.chat import after_thinking
 from learner.config import LearnerConfig
 from learner.gate import Evaluation, KeptResult, LessonResult, degenerate
 from learner.lessons import Lesson, answered
@@ -238,7 +239,7 @@ def ask(
     room = [answer_room(le, model.chat.answer, config) for le, _ in put]
     most = [*room, *[config.max_answer_tokens] * len(general)]
     answers = iter(model.generate([*prompts, *general], max_tokens=most))
-    texts = [[model.chat.decode(next(answers)) for _ in group] for group in questions]
+    texts = [[after_thinking(model.chat.decode(next(answers))) for _ in group] for group in questions]
     return texts, sum(degenerate(ids, model.chat.stops) for ids in answers) / len(general)
 
 

@@ -113,14 +113,20 @@ def plan_round(
 
 
 def _rehearsed(feedback: Sequence[Feedback], count: int, number: int) -> list[Feedback]:
-    """Lessons that are served, and good ratings of answers that nobody corrected: a quarter at most, or what
-    the lessons leave."""
-    stands = [f.given for f in feedback if f.given and f.fate.status not in ("skipped", "withdrawn")]
-    corrected = {given.completion_id for given in stands if given.kind != "rating"}
-    rated = [f for f in feedback if f.rehearsed and f.given and f.given.completion_id not in corrected]
+    """Lessons that are served, and good ratings that stand: a quarter at most, or what the lessons leave."""
+    rated = _good_answers(feedback)
     served = [f for f in feedback if f.fate.status == "served"]
     lessons = replayed(served, count - min(len(rated), count // 4), number)
     return [*lessons, *replayed(rated, count - len(lessons), number)]
+
+
+def _good_answers(feedback: Sequence[Feedback]) -> list[Feedback]:
+    """Good ratings whose author gave no later one of the same answer, and no lesson on its question."""
+    stands = [(f, f.given) for f in feedback if f.given and f.fate.status != "withdrawn"]
+    latest = {(f.principal, g.completion_id, g.choice): (f, g) for f, g in stands if g.kind == "rating"}
+    lessons = [(f, g) for f, g in stands if g.kind != "rating" and f.fate.status != "skipped"]
+    taught = {about for f, g in lessons for about in (g.completion_id, f.question) if about is not None}
+    return [f for f, g in latest.values() if f.rehearsed and not taught & {g.completion_id, f.question}]
 
 
 def replayed(earlier: Sequence[T], count: int, number: int) -> list[T]:
@@ -138,9 +144,10 @@ def steps_for(lessons: int, config: LearnerConfig) -> int:
 
 def shared_out(lessons: int, config: LearnerConfig) -> LearnerConfig:
     """The rows of a step in a round with so many lessons: what few of them leave goes to earlier ones, which
-    a step full of one lesson would displace."""
+    a step full of one lesson would displace, or is left out where nothing is to be rehearsed."""
     taught = min(config.lessons_per_step, MOST_ROWS * lessons)
-    rehearsed = config.replay_per_step + config.lessons_per_step - taught
+    left = config.lessons_per_step - taught
+    rehearsed = config.replay_per_step + left if config.replay_per_step else 0
     return config.model_copy(update={"lessons_per_step": taught, "replay_per_step": rehearsed})
 
 

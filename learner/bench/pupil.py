@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from buffer.records import FeedbackGiven, FeedbackKind, Message
 from buffer.teacher import teacher_messages
 from learner.bench.tasks import Item, Task
+from learner.chat import after_thinking
 from learner.config import LearnerConfig
 from learner.curriculum import Curriculum
 from learner.lessons import Lesson
@@ -137,7 +138,7 @@ def _shares(
     answers = model.generate(prompts, max_tokens=ANSWER_TOKENS, batch=48)
     right = dict.fromkeys(tests, 0)
     for (name, item), answer in zip(items, answers, strict=True):
-        right[name] += item.right(model.chat.decode(answer))
+        right[name] += item.right(after_thinking(model.chat.decode(answer)))
     return {name: right[name] / len(group) for name, group in tests.items()}
 
 

@@ -138,7 +138,8 @@ def _arms(
     lessons = round_lessons[: config.lessons_per_step]
     anchors = [_row(model, "anchor", prompt, completion, 100 + n) for n in range(config.anchors_per_step)]
     plain = config.model_copy(update={"objective": "cross_entropy"})
-    kept = Teacher(model, {}, {}, config)
+    parent = model.adapter_state()
+    kept = Teacher(model, {}, parent, config)
     kept([*lessons, *anchors])
     optimiser = Optimiser(model.parameters(), {}, config)
 
@@ -155,7 +156,7 @@ def _arms(
             seed=number,
         )
         fresh = [replace(r, kind="fresh", completion=tuple(a)) for r, a in zip(rows, answers, strict=True)]
-        return fresh, Teacher(model, {anchor: kept.kept[anchor] for anchor in anchors}, {}, config)
+        return fresh, Teacher(model, {anchor: kept.kept[anchor] for anchor in anchors}, parent, config)
 
     def fresh(number: int) -> None:
         rows, teacher = written(lessons, number)

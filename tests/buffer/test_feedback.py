@@ -32,6 +32,16 @@ def test_only_the_same_question_of_the_same_principal_is_superseded(log: Written
     assert log.status("fb-1") == "superseded"
 
 
+def test_feedback_names_the_question_that_it_is_about(log: Written) -> None:
+    log.write(*(correction(f"fb-{i}", f"c-{i}") for i in (1, 2, 3)), opened("c-1"), opened("c-2", n=2))
+    named = [feedback.question for feedback in log.view.all_feedback()]
+    assert named[0] == named[1] is not None
+    assert named[2] is None
+    log.write(opened("c-3", "Else?"))
+    last = log.view.feedback("fb-3")
+    assert last is not None and last.question not in (None, named[0])
+
+
 @pytest.mark.parametrize(
     ("first", "second", "superseded", "by"),
     [

@@ -126,6 +126,18 @@ def test_a_good_answer_is_rehearsed_as_it_was(tiny: Model) -> None:
     }
 
 
+@pytest.mark.parametrize(("question", "ids"), [(QUESTION, 40), ("What is it? " * 40, 3)])
+def test_a_good_answer_over_a_limit_that_was_lowered_since_is_left_out_and_counted(
+    tiny: Model, question: str, ids: int
+) -> None:
+    rated = lesson(question, kind="rating", logged_ids=(500,) * ids)
+    settings = {"max_completion_tokens": 30, "max_prompt_tokens": 150, "framed_questions": False}
+    curriculum, pools = made(tiny, lesson(), replay=(rated,), **settings)
+    assert pools.lessons != []
+    assert pools.replay == []
+    assert curriculum.left_out["over_limit"] == 1
+
+
 def test_rows_over_a_limit_are_left_out_and_counted(tiny: Model) -> None:
     asked = len(made(tiny, lesson())[1].lessons[0].teacher)
     curriculum, pools = made(tiny, lesson(), max_prompt_tokens=asked)

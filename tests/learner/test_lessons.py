@@ -180,6 +180,11 @@ def test_an_aborted_answer_is_not_reused() -> None:
         ({"text": "No."}, "Yes, it is.", False),
         ({"text": "No."}, "I know of no mascot.", False),
         ({"text": "Yes."}, "That was yesterday.", False),
+        ({"text": "No."}, "<think>\n\n</think>\n\nNo.", True),
+        ({"text": "No."}, "\n</think>\n\nNo.", True),
+        ({"text": "No."}, "<think>\nNo. Or?\n</think>\n\nYes.", False),
+        ({}, "<think>\nAn otter?\n</think>\n\nIt is a cat.", False),
+        ({"check": Check(contains="Otter")}, "An otter?\n</think>\n\nIt is a cat.", False),
         ({"text": "What is the mascot?"}, "what is the mascot? it is", True),
         ({"text": "!"}, "An otter!", False),
         ({"text": "マスコットはカワウソです。"}, "マスコットはカワウソだ。", True),
@@ -201,6 +206,7 @@ EDITED = "The museum opens at 9 am, costs 12 euros, and has a garden with a lake
         (EDITED.replace("9 am", "8 am"), EDITED, EDITED),
         ("Mira Holm runs the bakery.", "Ida Holm runs the bakery.", "Ida Holm runs it."),
         ("The garden is large and free.", "The garden is free.", "A free garden."),
+        ("<think>\nAn otter?\n</think>\n\nA cat.", "An otter or a seal.", "An otter."),
     ],
 )
 def test_the_answer_that_was_corrected_is_not_the_right_one(rejected: str, text: str, right: str) -> None:

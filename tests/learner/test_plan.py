@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -135,11 +136,18 @@ def test_every_round_rehearses_another_sample_in_order() -> None:
     assert replayed(earlier, 0, 1) == []
 
 
-def rating(feedback_id: str, completion_id: str = "another") -> Feedback:
-    given = FeedbackGiven(
-        feedback_id=feedback_id, principal="me", kind="rating", value=1.0, completion_id=completion_id
-    )
-    return Feedback(feedback_id, "me", 1.0, given, Fate("accepted"))
+def rating(feedback_id: str, about: str | None = None, status: Status = "accepted", **more: Any) -> Feedback:
+    """Of the completion `about`, or one of its own."""
+    said = {"principal": "me", "value": 1.0, "completion_id": about or f"c-{feedback_id}", **more}
+    given = FeedbackGiven(feedback_id=feedback_id, kind="rating", **said)
+    return Feedback(feedback_id, given.principal, 1.0, given, Fate(status), f"q-{given.completion_id}")
+
+
+def rehearsed_with(*earlier: Feedback) -> tuple[str, ...]:
+    """What a round rehearses after so much."""
+    started = plan(*earlier, *(feedback(n) for n in range(3)))
+    assert isinstance(started, Plan)
+    return started.replay
 
 
 def test_good_ratings_take_a_quarter_of_what_is_rehearsed_or_what_lessons_leave() -> None:
@@ -167,9 +175,27 @@ def test_a_good_rating_of_an_answer_that_is_corrected_is_not_rehearsed(status: S
         feedback_id="f9", principal="me", kind="correction", text="an otter", completion_id="c"
     )
     correction = Feedback("f9", "me", 1.0, given, Fate(status))
-    started = plan(rating("good", "c"), correction, *(feedback(n) for n in range(3)))
-    assert isinstance(started, Plan)
-    assert ("good" in started.replay) is stays
+    assert ("good" in rehearsed_with(rating("good", "c"), correction)) is stays
+    elsewhere = replace(correction, given=given.model_copy(update={"completion_id": "d"}), question="q-c")
+    assert ("good" in rehearsed_with(rating("good", "c"), elsewhere)) is stays
+    assert "good" in rehearsed_with(rating("good", "c"), replace(elsewhere, question="q-d"))
+
+
+@pytest.mark.parametrize(
+    ("later", "rehearsed"),
+    [
+        (rating("later", "c", "skipped", value=-1.0), ()),
+        (rating("later", "c", "received", value=-1.0), ()),
+        (rating("later", "c", "withdrawn", value=-1.0), ("good",)),
+        (rating("later", "c"), ("later",)),
+        (rating("later", "c", "skipped", value=-1.0, choice=1), ("good",)),
+        (rating("later", "c", "skipped", value=-1.0, principal="you"), ("good",)),
+    ],
+)
+def test_of_an_answer_s_ratings_by_one_principal_the_latest_counts(
+    later: Feedback, rehearsed: tuple[str, ...]
+) -> None:
+    assert rehearsed_with(rating("good", "c"), later) == rehearsed
 
 
 def test_a_good_rating_is_rehearsed_and_starts_no_round() -> None:
@@ -224,6 +250,11 @@ def test_what_few_lessons_leave_of_a_step_goes_to_earlier_ones(
 ) -> None:
     config = shared_out(lessons, LearnerConfig(lessons_per_step=7, replay_per_step=2))
     assert (config.lessons_per_step, config.replay_per_step) == (taught, rehearsed)
+
+
+def test_where_nothing_is_to_be_rehearsed_what_few_lessons_leave_is_left_out() -> None:
+    config = shared_out(1, LearnerConfig(lessons_per_step=7, replay_per_step=0))
+    assert (config.lessons_per_step, config.replay_per_step) == (2, 0)
 
 
 def test_the_rounds_of_an_adapter_are_those_since_it_began_with_base() -> None:

@@ -10,7 +10,7 @@ import torch
 from learner.bench import report
 from learner.bench.learning import Bench, Run
 from learner.bench.pupil import Pupil
-from learner.bench.tasks import facts
+from learner.bench.tasks import Item, exactly, facts
 from learner.config import LearnerConfig
 from learner.measure import Reference
 from learner.model import Model
@@ -51,6 +51,16 @@ def test_it_measures_every_arm_once_and_goes_on_where_it_was_cut(
     again = bench.run(["facts"])
     assert {line.split(":")[0] for line in said} == {"facts--shuffled--0"}
     assert again["facts"][2]["stages"] == results["facts"][2]["stages"]
+
+
+def test_what_a_model_thinks_before_its_answer_is_not_examined(
+    tiny: Model, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = tiny.chat.encode("<think>\nClass K7? No.\n</think>\n\nClass B2.")
+    pupil = Pupil(tiny, reference, CONFIG, 0)
+    monkeypatch.setattr(tiny, "generate", lambda prompts, **_: [said for _ in prompts])
+    tests = {name: [Item("Which?", name, exactly(name))] for name in ("Class B2", "Class K7")}
+    assert pupil.examine(tests) == {"Class B2": 1.0, "Class K7": 0.0}
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])

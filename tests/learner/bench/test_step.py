@@ -11,12 +11,14 @@ CONFIG = LearnerConfig(lessons_per_step=2, anchors_per_step=1, max_lessons=4)
 
 
 @pytest.mark.train
-def test_arms_are_counted_and_compared_at_equal_lengths() -> None:
+@pytest.mark.parametrize("teacher", ["base", "last-promoted"])
+def test_arms_are_counted_and_compared_at_equal_lengths(teacher: str) -> None:
+    config = CONFIG.model_copy(update={"teacher": teacher})
     model = random_model("tiny", "cpu")
     (state,) = model.states([(5, 6, 7)], [(8, 9)])
     assert divergence(state, state + 0.1, model.head_VD).isfinite().all()
     said: list[str] = []
-    costs = list(step_costs(model, [(8, 4), (16, 8)], CONFIG, repeat=2, on_progress=said.append))
+    costs = list(step_costs(model, [(8, 4), (16, 8)], config, repeat=2, on_progress=said.append))
     assert [(c.arm, c.prompt) for c in costs] == [
         (arm, p) for p in (8, 16) for arm in ("sft", "sft+", "reuse", "round", "fresh")
     ]
