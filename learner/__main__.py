@@ -124,6 +124,12 @@ def _serve(
             stopping.wait(RETRY_S)
     if stopping.is_set():
         return
+    if others := buffer.view.aliases() - {shared.alias}:
+        raise ConfigError(
+            f"the policies in this log are those of {', '.join(sorted(others))}, not of {shared.alias}",
+            "set `alias` back, or give the new one a log of its own: another `state`, and another"
+            " `topic_prefix` in [buffer.kafka]",
+        )
     reporter = Reporter(buffer)
     try:
         reporter.say("starting", "loading the base model and its reference answers")

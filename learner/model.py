@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
-from buffer.adapters import CONFIG, TARGET_MODULES, WEIGHTS, base_digest
+from buffer.adapters import CONFIG, MANIFEST, TARGET_MODULES, WEIGHTS, Manifest, base_digest
 from buffer.config import ConfigError
 from learner.chat import Chat
 from learner.cores import dtype_of
@@ -143,6 +143,11 @@ class Model:
 
     def load_adapter_file(self, directory: Path) -> None:
         """Load a published adapter, also one that was trained with another alpha. Raises `ValueError`."""
+        if Manifest.model_validate_json((directory / MANIFEST).read_bytes()).base != self.digest:
+            raise ValueError(
+                f"policy {directory.name} was trained on another base model: set `model` back, or promote"
+                " policy 0"
+            )
         theirs = json.loads((directory / CONFIG).read_bytes())
         if theirs["r"] != self.rank:
             raise ValueError(

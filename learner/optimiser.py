@@ -21,6 +21,8 @@ class Optimiser:
         whitenings: Mapping[str, Whitening],
         config: LearnerConfig,
     ) -> None:
+        for parameter in parameters.values():
+            parameter.grad = None  # a round that broke off may have left one
         self._parameters = parameters
         self._whitenings = whitenings
         self._max_norm = config.max_grad_norm

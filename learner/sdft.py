@@ -119,6 +119,8 @@ def train(
     `rollout(step)` returns fresh rows from the student as it is now; it is called `config.fresh_rollouts`
     times, spread evenly, and its rows join the lessons'. With `checkpoints`, steps that an earlier call
     had done are not done again.
+
+    Raises `FloatingPointError` at a loss that is not finite.
     """
     torch.manual_seed(seed)
     teacher = Teacher(model, dict(anchor_states), model.adapter_state(), config)
@@ -140,6 +142,8 @@ def train(
             yield Step(step + 1, steps, done.losses[step], tokens)
             continue
         loss = batch_gradient(model, batch, teacher, config)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {step + 1} is {loss}: lower the learning rate")
         optimiser.step(learning_rate(step, steps, config))
         done.losses.append(loss)
         if checkpoints is not None and (step + 1) % config.checkpoint_steps == 0:

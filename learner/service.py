@@ -10,9 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from buffer.adapters import AdapterInvalid, made_in
 from buffer.client import Buffer
@@ -28,6 +31,7 @@ from buffer.records import (
     RoundEnded,
     RoundPlanned,
 )
+from buffer.rounds import Round as PastRound
 from buffer.store import AdapterStore, StoreUnavailable, needed
 from buffer.teacher import DEFAULT, Templates
 from learner.checkpoint import CHECKPOINT, CheckpointFile
@@ -104,10 +108,6 @@ class Service:
         self._settled = True
         self.triage()
         self._restock()
-        paused = view.paused()
-        if paused is not None:
-            self.reporter.say("paused", _paused_by(paused.by, paused.why))
-            return
         read = {stream: at for stream, at in view.positions().items() if stream != "exchanges"}
         if read == self._idle_since:
             self.quiet(())
@@ -116,6 +116,10 @@ class Service:
         unfinished = next((r.planned for r in rounds if r.ended is None), None)
         if unfinished is not None:
             self._run_round(unfinished)
+            return
+        paused = view.paused()
+        if paused is not None:
+            self.reporter.say("paused", _paused_by(paused.by, paused.why))
             return
         plan = plan_round(
             view.all_feedback(),
@@ -127,8 +131,7 @@ class Service:
         )
         if isinstance(plan, Waiting):
             self._idle_since = read if plan.idle else None
-            ended = [r.ended for r in since_base(rounds) if r.ended is not None and r.ended.evaluation]
-            crowded = full([Evaluation.model_validate(e.evaluation) for e in ended])
+            crowded = full(_evaluations(since_base(rounds)))
             state: LearnerState = "failed" if plan.failed else "waiting"
             self.reporter.say(state, f"{plan.why}; {crowded}" if crowded else plan.why)
             return
@@ -188,12 +191,11 @@ class Service:
             self.store.root,
             self.base_name,
             self.alias,
-            lambda state, why, step: self._progress(planned, state, why, step),
+            lambda state, why, step: self._progress(round_, state, why, step),
             self.scratch,
         )
         try:
-            if planned.base != self.model.digest:
-                raise LessonGone("the base model has changed since the round was planned")
+            self._require_same_model(planned)
             self._have_parent(planned)
             ended = round_.run()
             if ended.release is not None:
@@ -224,14 +226,25 @@ class Service:
         """It holds what the lessons say: once no round is open it must not stay."""
         CheckpointFile(self.scratch / CHECKPOINT, key="").delete()
 
-    def _progress(self, planned: RoundPlanned, state: LearnerState, why: str, step: Step | None) -> None:
-        """Between steps: report, wait while paused, leave when asked to stop."""
+    def _require_same_model(self, planned: RoundPlanned) -> None:
+        """Raises `LessonGone`, so that the lessons go into another round."""
+        config = LearnerConfig.model_validate(planned.config)
+        if planned.base != self.model.digest:
+            raise LessonGone("the base model has changed since the round was planned")
+        if (config.rank, config.alpha) != (self.model.rank, self.model.alpha):
+            raise LessonGone("the adapter's rank or alpha has changed since the round was planned")
+
+    def _progress(self, round_: Round, state: LearnerState, why: str, step: Step | None) -> None:
+        """Between steps: report, wait while paused, leave when asked to stop. Raises `LessonGone` where one
+        goes during the pause: what the round has written down of it must not stay for so long."""
         if self.stopping.is_set():
             raise Stopped
-        number = planned.round
+        number = round_.planned.round
         while (paused := self.buffer.view.paused()) is not None and not self.stopping.is_set():
             why_paused = f"round {number} waits: {_paused_by(paused.by, paused.why)}"
             self.reporter.say("paused", why_paused, round_number=number, step=step)
+            round_.check()
+            self.triage()
             self.stopping.wait(POLL_S)
         self.reporter.say(state, why, round_number=number, step=step)
 
@@ -321,6 +334,16 @@ class Service:
         key = self.buffer.view.partition_key
         for written in [self.buffer.write([one], key(one.feedback_id)) for one in answers]:
             written.result()
+
+
+def _evaluations(rounds: Sequence[PastRound]) -> list[Evaluation]:
+    """Of those that have ended, as far as they can be read: one may be another release's."""
+    found = []
+    for one in rounds:
+        if one.ended is not None and one.ended.evaluation:
+            with suppress(ValidationError):
+                found.append(Evaluation.model_validate(one.ended.evaluation))
+    return found
 
 
 def _paused_by(by: str, why: str) -> str:

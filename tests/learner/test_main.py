@@ -4,6 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from buffer.backend import JOURNAL
+from buffer.client import Buffer
+from buffer.journal import Journal
+from buffer.records import AliasMoved
+from buffer.view import View
 from learner.__main__ import _clear
 from tests.learner.families import of_kind
 
@@ -24,6 +29,20 @@ def test_a_model_that_cannot_be_trained_ends_the_learner_with_the_reason(
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 2, ended.stderr
     assert said in ended.stderr and hint in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_log_of_another_alias_ends_the_learner_with_the_reason(tiny_dir: Path, tmp_path: Path) -> None:
+    """Policies descend from each other across the whole log: it would wait for a server for ever."""
+    buffer = Buffer(Journal(tmp_path / "state" / JOURNAL), View(":memory:"))
+    buffer.start()
+    buffer.write([AliasMoved(alias="before", version=1, epoch=0, why="release", by="server")]).result()
+    buffer.close()
+    command = [sys.executable, "-P", "-m", "learner", "--state", str(tmp_path / "state"), "--model"]
+    ended = subprocess.run(
+        [*command, str(tiny_dir)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "those of before, not of apprentice" in ended.stderr and "set `alias` back" in ended.stderr
 
 
 def test_what_a_killed_learner_left_half_written_is_deleted_and_nothing_else(tmp_path: Path) -> None:

@@ -301,6 +301,13 @@ def test_a_parent_of_another_alpha_is_the_same_function_and_one_of_another_rank_
         Model.load(tiny_dir, rank=8, alpha=8).load_adapter_file(directory)
 
 
+def test_a_parent_that_was_trained_on_another_base_is_refused(tiny: Model, tmp_path: Path) -> None:
+    directory = published(tiny, tmp_path)
+    tiny.digest = "c" * 64
+    with pytest.raises(ValueError, match="another base model: set `model` back, or promote policy 0"):
+        tiny.load_adapter_file(directory)
+
+
 def test_publishing_twice_is_publishing_once(tiny: Model, tmp_path: Path) -> None:
     randomise(tiny)
     assert published(tiny, tmp_path) == published(tiny, tmp_path)

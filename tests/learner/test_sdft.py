@@ -1,5 +1,6 @@
 """The steps of a round: gradients, what is masked, batches and passes, teachers, checkpoints."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,26 @@ def test_cut_short_at_any_step_it_ends_in_the_same_bits(tiny: Model, tmp_path: P
     again = list(run(tiny, config, file))
     assert [s.loss for s in again] == [s.loss for s in whole]
     assert all(torch.equal(expected[k], v) for k, v in tiny.adapter_state().items())
+
+
+@pytest.mark.train
+def test_a_round_that_broke_off_leaves_no_gradient_to_the_next(tiny: Model) -> None:
+    whole = list(run(tiny))
+    expected = tiny.adapter_state()
+    for parameter in tiny.parameters().values():
+        parameter.grad = torch.ones_like(parameter)
+    assert list(run(tiny)) == whole
+    assert all(torch.equal(expected[k], v) for k, v in tiny.adapter_state().items())
+
+
+@pytest.mark.train
+def test_a_loss_that_is_not_finite_ends_the_round_with_its_reason(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, steps = batch_loss, iter([1.0, math.nan])
+    monkeypatch.setattr("learner.sdft.batch_loss", lambda *given: real(*given) * next(steps))
+    with pytest.raises(FloatingPointError, match="step 2 is nan"):
+        list(run(tiny))
 
 
 @pytest.mark.train

@@ -244,7 +244,7 @@ def test_a_round_cut_short_is_run_again_to_the_same_bits(
     learner.triage()
     cut = {"state": "training", "step": 2}
 
-    def stop_in_the_middle(planned: Any, state: str, why: str, step: Any) -> None:
+    def stop_in_the_middle(round_: Round, state: str, why: str, step: Any) -> None:
         if state == cut["state"] and step is not None and step.number == cut["step"]:
             raise Stopped
 
@@ -291,7 +291,7 @@ def test_a_lesson_that_goes_during_the_round_stops_its_release(
     learner = service(buffer, tiny, reference, tmp_path)
     progress = learner._progress
 
-    def take_back(planned: Any, state: Any, why: str, step: Any) -> None:
+    def take_back(round_: Round, state: Any, why: str, step: Any) -> None:
         if step is not None and step.number == 1:
             record: Any = (
                 FeedbackWithdrawn(feedback_id="f1", by="me")
@@ -299,7 +299,7 @@ def test_a_lesson_that_goes_during_the_round_stops_its_release(
                 else ExchangeErased(completion_id="c1", by="me")
             )
             buffer.decide(record).result()
-        progress(planned, state, why, step)
+        progress(round_, state, why, step)
 
     learner._progress = take_back  # type: ignore[method-assign]
     learner.turn()
@@ -377,6 +377,41 @@ def test_of_a_round_cut_short_nothing_stays_once_its_lesson_is_erased(
     assert list((tmp_path / "here").iterdir()) == []
     assert not (tmp_path / "bucket" / published.name).exists()
     assert not checkpoint.exists()
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("restarted", [False, True])
+def test_of_a_round_that_is_paused_nothing_stays_once_its_lesson_is_erased(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path, restarted: bool
+) -> None:
+    """A pause may last for weeks, and its checkpoint holds what the lesson says."""
+    learner = service(buffer, tiny, reference, tmp_path / "here")
+    learner.config = learner.config.model_copy(update={"checkpoint_steps": 1})
+    for n in (1, 2):
+        teach(buffer, n)
+    checkpoint, progress = tmp_path / "scratch" / "round.safetensors", learner._progress
+
+    def pause(round_: Round, state: Any, why: str, step: Any) -> None:
+        if step is not None and step.number == 3:
+            assert checkpoint.exists()
+            buffer.decide(LearningSwitched(paused=True, by="op", why="")).result()
+            buffer.append(buffer.view.tombstones("f1", buffer.now())).result()
+            if restarted:
+                raise Stopped
+        progress(round_, state, why, step)
+
+    learner._progress = pause  # type: ignore[method-assign]
+    if restarted:
+        with pytest.raises(Stopped):
+            learner.turn()
+        assert checkpoint.exists()
+        learner = service(buffer, tiny, reference, tmp_path / "here")
+    learner.turn()
+    (done,) = buffer.view.rounds()
+    assert done.ended is not None and done.ended.taken_back
+    assert not checkpoint.exists()
+    learner.turn()
+    assert len(buffer.view.rounds()) == 1 and "paused by op" in report(buffer)
 
 
 def test_a_checkpoint_that_its_round_left_behind_is_deleted_at_the_start(
@@ -463,6 +498,33 @@ def test_a_learner_whose_rounds_fail_says_that_it_failed(
         buffer.decide(RoundEnded(round=n, verdict="failed", reasons=["no memory"])).result()
     service(buffer, tiny, reference, tmp_path).turn()
     assert re.match(r"failed: the last 3 rounds failed; .* /v1/learning/rounds", report(buffer))
+
+
+def test_an_evaluation_that_cannot_be_read_stops_nothing(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path
+) -> None:
+    """What is not finite comes back from the log as nothing."""
+    measured = {"lessons": [], "drift": float("nan")}
+    buffer.decide(RoundPlanned(round=1, parent=0, lessons=[], seed=1, base="b", config={})).result()
+    buffer.decide(RoundEnded(round=1, verdict="refused", evaluation=measured)).result()
+    service(buffer, tiny, reference, tmp_path).turn()
+    assert "nothing to learn" in report(buffer)
+
+
+@pytest.mark.parametrize(("what", "changed"), [("rank", {"rank": 8}), ("alpha", {"alpha": 4})])
+def test_a_round_that_was_planned_for_another_adapter_ends_and_its_lessons_wait_for_the_next(
+    buffer: Buffer, tiny: Model, reference: Reference, tmp_path: Path, what: str, changed: dict[str, int]
+) -> None:
+    teach(buffer, 1)
+    learner = service(buffer, tiny, reference, tmp_path)
+    learner.triage()
+    before = learner.config.model_copy(update=changed).model_dump(mode="json")
+    planned = RoundPlanned(round=1, parent=0, lessons=["f1"], seed=1, base=tiny.digest, config=before)
+    buffer.decide(planned).result()
+    learner.turn()
+    (done,) = buffer.view.rounds()
+    assert done.ended is not None and done.ended.taken_back and "rank or alpha" in done.ended.reasons[0]
+    assert status(buffer, "f1") == "accepted"
 
 
 @pytest.mark.train
