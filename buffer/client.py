@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 
-from buffer.log import Log, LogUnavailable, behind
+from buffer.log import BufferError, Log, behind
 from buffer.records import STREAMS, Payload, Record, Stream
 from buffer.view import View
 
@@ -71,7 +71,7 @@ class Buffer:
                 after = records[-1].sequence
 
     def start(self) -> None:
-        """Bring the view up to the log's present end, then keep following it. Raises `LogUnavailable`."""
+        """Bring the view up to the log's present end, then keep following it. Raises `BufferError`."""
         ends = self.log.ends()
         if behind(ends, self.view.positions()):
             logger.warning("the view knows of records that the log does not have: it is built anew")
@@ -177,8 +177,8 @@ class Buffer:
             try:
                 self._pump(wait_s=0.5)
                 self._look_after_erasures()
-            except LogUnavailable as error:
-                logger.warning("the log cannot be read, trying again: %s", error)
+            except BufferError as error:
+                logger.warning("following the log waits: %s (%s)", error, error.hint)
                 self._stopping.wait(RETRY_S)
             except Exception:
                 # The follower must outlive a fault in one batch or one listener: log it, retry the batch.

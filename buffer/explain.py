@@ -112,7 +112,8 @@ def _judged(known: Known) -> Iterator[Step]:
     given = known.feedback.given
     if judged.decision == "accepted":
         rated = given is not None and given.kind == "rating"
-        why = "its answer is rehearsed in later rounds" if rated else "it is a lesson for the next round"
+        rehearsed = "its answer is rehearsed in later rounds, until it is corrected or rated anew"
+        why = rehearsed if rated else "it is a lesson for the next round"
     else:
         why = f"{judged.detail} ({judged.reason})" if judged.detail else judged.reason
     yield Step(judged.at, judged.decision, why)
