@@ -10,7 +10,6 @@ import hashlib
 import json
 import sqlite3
 import unicodedata
-from collections.abc import Iterable
 from typing import Any
 
 from buffer.records import (
@@ -176,7 +175,7 @@ def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
         case RoundRequested():
             requested = (payload.request_id, payload.model_dump_json(), at)
             db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?, NULL)", requested)
-            _see_answered(db, [payload.request_id])  # its round may have been read first
+            _see_answered(db)  # its round may have been read first
         case RoundPlanned():
             _round_planned(db, payload, at)
         case RoundEnded():
@@ -185,8 +184,8 @@ def apply(db: sqlite3.Connection, record: Record) -> Payload | None:
                 (payload.model_dump_json(), at, record.id, payload.round),
             )
             if payload.taken_back:
-                begun_with = "SELECT value FROM rounds, json_each(planned, '$.requests') WHERE round = ?"
-                _see_answered(db, [r for (r,) in db.execute(begun_with, (payload.round,)).fetchall()])
+                db.execute("UPDATE requests SET answered = NULL WHERE answered = ?", (payload.round,))
+                _see_answered(db)
         case LearningSwitched() | LearnerReported():
             db.execute(
                 "INSERT OR REPLACE INTO latest VALUES (?, ?, ?)",
@@ -285,15 +284,15 @@ def _round_planned(db: sqlite3.Connection, planned: RoundPlanned, at: float) -> 
     db.executemany(
         "INSERT OR IGNORE INTO lessons VALUES (?, ?)", [(f, planned.round) for f in planned.lessons]
     )
-    _see_answered(db, planned.requests)
+    _see_answered(db)
 
 
-def _see_answered(db: sqlite3.Connection, request_ids: Iterable[str]) -> None:
-    """A request is answered by the first round that began with it and was not taken back."""
-    db.executemany(
-        "UPDATE requests SET answered = (SELECT min(round) FROM rounds, json_each(planned, '$.requests')"
-        " WHERE value = ?1 AND NOT coalesce(json_extract(ended, '$.taken_back'), 0)) WHERE request_id = ?1",
-        [(request_id,) for request_id in request_ids],
+def _see_answered(db: sqlite3.Connection) -> None:
+    """A request is answered by the first round, from its own on, that was not taken back."""
+    db.execute(
+        "UPDATE requests SET answered = (SELECT min(round) FROM rounds WHERE round >= (SELECT min(round)"
+        " FROM rounds, json_each(planned, '$.requests') WHERE value = request_id)"
+        " AND NOT coalesce(json_extract(ended, '$.taken_back'), 0)) WHERE answered IS NULL"
     )
 
 

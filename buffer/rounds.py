@@ -105,11 +105,6 @@ def moves(rows: Rows, alias: str) -> list[Move]:
     return [Move(AliasMoved.model_validate_json(moved), id_, at) for moved, id_, at in found]
 
 
-def aliases(rows: Rows) -> set[str]:
-    """All that ever moved."""
-    return {alias for (alias,) in rows("SELECT DISTINCT alias FROM moves")}
-
-
 def moved_to(rows: Rows) -> list[int]:
     """Every version that an alias was moved to, the live one last."""
     found = rows("SELECT moved FROM moves ORDER BY epoch")

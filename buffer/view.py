@@ -354,7 +354,7 @@ class View:
 
     def aliases(self) -> set[str]:
         """All that ever moved: policies are numbered and descend across them, so a log is for one."""
-        return rounds.aliases(self._rows)
+        return {alias for (alias,) in self._rows("SELECT DISTINCT alias FROM moves")}
 
     def lineage(self) -> Lineage:
         """What descends from what, seen from the live policy."""

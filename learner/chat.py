@@ -8,9 +8,11 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 def after_thinking(text: str) -> str:
-    """What an answer says, without what a model that thinks thought before it. Its tags are often no special
-    tokens, so that `Chat.decode` keeps them."""
+    """What an answer says, without what a model that thinks thought before it: nothing where that does not
+    end. The tags are often no special tokens, so that `Chat.decode` keeps them."""
     _, thought, said = text.rpartition("</think>")
+    if said.lstrip().startswith("<think>"):
+        return ""
     return said.lstrip() if thought else text
 
 

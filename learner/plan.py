@@ -121,12 +121,28 @@ def _rehearsed(feedback: Sequence[Feedback], count: int, number: int) -> list[Fe
 
 
 def _good_answers(feedback: Sequence[Feedback]) -> list[Feedback]:
-    """Good ratings whose author gave no later one of the same answer, and no lesson on its question."""
-    stands = [(f, f.given) for f in feedback if f.given and f.fate.status != "withdrawn"]
-    latest = {(f.principal, g.completion_id, g.choice): (f, g) for f, g in stands if g.kind == "rating"}
-    lessons = [(f, g) for f, g in stands if g.kind != "rating" and f.fate.status != "skipped"]
-    taught = {about for f, g in lessons for about in (g.completion_id, f.question) if about is not None}
-    return [f for f, g in latest.values() if f.rehearsed and not taught & {g.completion_id, f.question}]
+    """Good ratings of answers that were neither corrected nor rated anew, and on whose question no later
+    lesson was given."""
+    latest: dict[tuple[str, str | None, int], int] = {}
+    corrected: set[str | None] = set()
+    taught: dict[str | None, int] = {}
+    for at, one in enumerate(feedback):
+        given, status = one.given, one.fate.status
+        if given is None or status == "withdrawn":
+            continue
+        if given.kind == "rating":
+            latest[one.principal, given.completion_id, given.choice] = at
+        elif status != "skipped":
+            corrected.add(given.completion_id)
+            if one.question is not None:
+                taught[one.question] = at
+    return [
+        feedback[at]
+        for (_, completion_id, _), at in latest.items()
+        if feedback[at].rehearsed
+        and completion_id not in corrected
+        and taught.get(feedback[at].question, -1) < at
+    ]
 
 
 def replayed(earlier: Sequence[T], count: int, number: int) -> list[T]:

@@ -93,7 +93,7 @@ class Service:
             except Stopped:
                 break
             except BufferError as error:
-                logger.error("the log refused a record: %s %s", error, error.hint)
+                logger.error("%s (%s)", error, error.hint)
             self.stopping.wait(POLL_S)
         self.reporter.say("stopped", "the learner was stopped; started again, it goes on with an open round")
 
@@ -108,7 +108,7 @@ class Service:
         self._settled = True
         self.triage()
         self._restock()
-        read = {stream: at for stream, at in view.positions().items() if stream != "exchanges"}
+        read = self._read()
         if read == self._idle_since:
             self.quiet(())
             return
@@ -136,6 +136,10 @@ class Service:
             self.reporter.say(state, f"{plan.why}; {crowded}" if crowded else plan.why)
             return
         self._run_round(self._write_plan(plan))
+
+    def _read(self) -> Positions:
+        """Up to where all is read that may change what is to be done."""
+        return {stream: at for stream, at in self.buffer.view.positions().items() if stream != "exchanges"}
 
     def triage(self) -> None:
         """Judge feedback that is new or whose exchange has arrived since."""
@@ -228,9 +232,9 @@ class Service:
 
     def _require_same_model(self, planned: RoundPlanned) -> None:
         """Raises `LessonGone`, so that the lessons go into another round."""
-        config = LearnerConfig.model_validate(planned.config)
         if planned.base != self.model.digest:
             raise LessonGone("the base model has changed since the round was planned")
+        config = LearnerConfig.model_validate(planned.config)
         if (config.rank, config.alpha) != (self.model.rank, self.model.alpha):
             raise LessonGone("the adapter's rank or alpha has changed since the round was planned")
 
@@ -239,12 +243,14 @@ class Service:
         goes during the pause: what the round has written down of it must not stay for so long."""
         if self.stopping.is_set():
             raise Stopped
-        number = round_.planned.round
+        number, seen = round_.planned.round, None
         while (paused := self.buffer.view.paused()) is not None and not self.stopping.is_set():
             why_paused = f"round {number} waits: {_paused_by(paused.by, paused.why)}"
             self.reporter.say("paused", why_paused, round_number=number, step=step)
-            round_.check()
-            self.triage()
+            if (read := self._read()) != seen:
+                round_.check()
+                self.triage()
+                seen = read
             self.stopping.wait(POLL_S)
         self.reporter.say(state, why, round_number=number, step=step)
 

@@ -55,16 +55,30 @@ class Fetcher:
 
         Raises `StoreUnavailable` at once, or `ReleaseRefused` for a name that no release can have.
         """
-        if self._here(release):
-            return
         failed = self._failed.get(release.version)
-        if failed is None or asyncio.get_running_loop().time() >= failed.again:
+        resting = failed is not None and asyncio.get_running_loop().time() < failed.again
+        if self._here(release):
+            if failed is not None and resting and failed.error.reason == "unreadable":
+                raise failed.error.with_traceback(None)  # else it grows each time
+            return
+        if not resting:
             self._begin(release)
         raise (
             failed.error
             if failed is not None
             else StoreUnavailable(f"{release.directory} is being fetched", "missing")
         )
+
+    def tell(self, version: int, error: StoreUnavailable | None) -> None:
+        """How an attempt to have this version here has ended: a failure is counted, and told until one ends
+        well."""
+        if error is None:
+            self._failed.pop(version, None)
+            return
+        self._failures.labels(error.reason).inc()
+        before = self._failed.get(version)
+        pause = FIRST_PAUSE_S if before is None else min(2 * before.pause, LONGEST_PAUSE_S)
+        self._failed[version] = _Failed(error, pause, asyncio.get_running_loop().time() + pause)
 
     async def fetch(self, release: Release) -> None:
         """Have the release here, without regard to pauses. Raises as `require`, after trying."""
@@ -142,13 +156,9 @@ class Fetcher:
         try:
             await asyncio.wrap_future(_on_a_thread(lambda: self._store.fetch(release)))
         except StoreUnavailable as error:
-            self._failures.labels(error.reason).inc()
-            before = self._failed.get(release.version)
-            pause = FIRST_PAUSE_S if before is None else min(2 * before.pause, LONGEST_PAUSE_S)
-            again = asyncio.get_running_loop().time() + pause
-            self._failed[release.version] = _Failed(error, pause, again)
+            self.tell(release.version, error)
             return error
-        self._failed.pop(release.version, None)
+        self.tell(release.version, None)
         self._on_arrival()
         return None
 

@@ -138,7 +138,7 @@ class Follower:
             alias = await asyncio.to_thread(gateway.alias_now)
             await self._serve(alias)
             wanted = [alias.version, release.version]
-        gateway.foreign = next((str(self._foreign[v]) for v in wanted if v in self._foreign), None)
+        gateway.foreign = next((self._foreign[v] for v in wanted if v in self._foreign), None)
         await self._keep()
         if self._away is not None:
             raise self._away
@@ -172,11 +172,17 @@ class Follower:
             pause = min(self._patience.first_pause_s * 2 ** (count - 1), self._patience.longest_pause_s)
             self._failures[version] = _Failures(error, count, now() + pause)
             raise
+        except StoreUnavailable as error:
+            if gateway.fetcher is not None:
+                gateway.fetcher.tell(version, error)
+            raise
         except ReleaseRefused as error:
             if gateway.fetcher is not None and isinstance(error.__cause__, AdapterInvalid):
                 await gateway.fetcher.fetch_again(release)
             raise
         self._failures.pop(version, None)
+        if gateway.fetcher is not None:
+            gateway.fetcher.tell(version, None)
 
     def _candidate(self, alias: Alias) -> Release | None:
         view = self._gateway.buffer.view
@@ -240,10 +246,10 @@ class Follower:
     async def _keep(self) -> None:
         """Have the recent policies loaded, so that a rollback is instant, and let go of the others."""
         gateway = self._gateway
-        # before the alias is read: what is held no more by then has become live
-        held = gateway.fetcher.held if gateway.fetcher is not None else set()
+        # what is held before the alias is read, and no more after, has become live
+        held = self._held()
         keep = kept(await asyncio.to_thread(gateway.alias_now))
-        for version in set(gateway.policies.resident) - {*keep, *held, gateway.live}:
+        for version in set(gateway.policies.resident) - {*keep, *held, *self._held(), gateway.live}:
             await gateway.policies.retire(version)
         for version in keep:
             if version in self._failed:
@@ -257,6 +263,10 @@ class Follower:
             except (ReleaseRefused, RequestRefused) as error:
                 logger.warning("policy %d stays unloaded: %s", version, error)
                 self._failed[version] = str(error)
+
+    def _held(self) -> set[int]:
+        fetcher = self._gateway.fetcher
+        return fetcher.held if fetcher is not None else set()
 
     async def _sweep(self) -> None:
         """Once all is in place, let go of adapters that nothing needs on this machine."""

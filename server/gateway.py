@@ -20,7 +20,7 @@ from server.api import transcript, translate
 from server.callers import Callers
 from server.config import ServerConfig
 from server.engine.engine import Engine
-from server.errors import EngineUnavailable, RequestRefused
+from server.errors import EngineUnavailable, ReleaseForeign, RequestRefused
 from server.fetch import Fetcher
 from server.identity import Principal, Receipts
 from server.metrics import Metrics
@@ -56,8 +56,8 @@ class Gateway:
     """Why what the view knows may be old."""
     not_ready: str | None = "the live policy has not been loaded yet"
     """Why the live policy does not answer, apart from the engine."""
-    foreign: str | None = None
-    """Why the live policy, or the next one, will never be served here: its base model or alias is another."""
+    foreign: ReleaseForeign | None = None
+    """Why the live policy, or the next one, will never be served here as it is set up."""
     traffic: Traffic = field(default_factory=Traffic)
     """What it did in the last hour."""
     callers: Callers = field(init=False)

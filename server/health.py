@@ -10,6 +10,7 @@ from typing import Literal
 from buffer.checkup import LOW_BYTES, NEARLY_FULL, TOO_LOW_BYTES
 from buffer.log import Backlog, Space
 from buffer.rounds import Round
+from server.errors import ReleaseForeign
 
 Level = Literal["bad", "warn", "note"]
 Action = Literal["resume", "learn-held"]
@@ -61,7 +62,7 @@ class Facts:
     learner: Learner = Learner()
     paused_by: str | None = None
     paused_at: float | None = None
-    foreign: str | None = None
+    foreign: ReleaseForeign | None = None
     """Why this server will never serve what the others may: its base model or alias is another."""
     waits_for: Mapping[str, str] = field(default_factory=dict)
     """Policies that are not on this machine, and why the store has not given them."""
@@ -238,13 +239,13 @@ def _rounds(rounds: Sequence[Round]) -> Iterator[Todo]:
 def _policies(facts: Facts) -> Iterator[Todo]:
     if facts.foreign is not None:
         yield Todo(
-            "bad", "release_foreign", f"this server cannot follow: {facts.foreign}",
-            "give it the `model` and `alias` that the learner has, or the learner this server's",
+            "bad", "release_foreign", f"this server cannot follow: {facts.foreign}", facts.foreign.hint
         )  # fmt: skip
     for policy, why in facts.waits_for.items():
         yield Todo(
-            "warn", "policy_waits_for_store", f"{policy} is not on this machine yet: {why}",
-            "check the adapter store: url in [buffer.adapters]",
+            "warn", "policy_waits_for_store", f"{policy} cannot be had yet: {why}",
+            "check the adapter store, url in [buffer.adapters]; this machine's disk and `ulimit -n` if it is"
+            " `unreadable`",
         )  # fmt: skip
     if facts.held:
         yield Todo(

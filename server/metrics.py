@@ -45,7 +45,7 @@ class Metrics:
         self.live_policy = gauge("live_policy_version", "The policy that the alias stands for here.")
         self.swap_seconds = histogram("swap_seconds", "To verify, load and probe a release.")
         self.releases = counter("releases", "Releases tried here, `promoted` or `refused`.", "outcome")
-        self.store_failures = counter("store_failures", "Fetches that the adapter store failed.", "reason")
+        self.store_failures = counter("store_failures", "Fetches or reads of releases that failed.", "reason")
         self.ready = gauge("ready", "1 while this server should get requests, as GET /readyz says.")
         self.webhook_failures = counter("webhook_failures", "Webhook attempts that failed.", "reason")
         self.webhook_pending = gauge("webhook_pending", "Events that the webhook's receiver has not taken.")

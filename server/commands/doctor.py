@@ -103,10 +103,10 @@ def check_model_there(settings: "Settings") -> "Finding":
 
 def check_adapters(adapters: Path, max_rank: int) -> "Finding":
     """Every release's files are those that its name and manifest promise."""
-    from buffer.adapters import MANIFEST, AdapterInvalid, release_of, verify
+    from buffer.adapters import MANIFEST, AdapterInvalid, RankTooHigh, release_of, verify
     from buffer.checkup import Finding
 
-    damaged, count = [], 0
+    damaged, too_high, count = list[str](), list[str](), 0
     for directory in sorted(adapters.glob("[0-9]*-*")) if adapters.is_dir() else []:
         count += 1
         try:
@@ -114,11 +114,16 @@ def check_adapters(adapters: Path, max_rank: int) -> "Finding":
             if release.directory != directory.name:
                 raise AdapterInvalid(f"{directory}: its manifest was changed, or it was renamed")
             verify(adapters, release, max_rank=max_rank)
+        except RankTooHigh as error:
+            too_high.append(str(error))
         except (AdapterInvalid, OSError, ValueError) as error:
             damaged.append(str(error))
     if damaged:
         todo = "restore it from a backup; while it is damaged it is not served: promote another policy"
         return Finding("adapters", "wrong", f"{len(damaged)} of {count} damaged: {damaged[0]}", todo)
+    if too_high:
+        todo = "raise max_lora_rank in [engine] to the learner's rank"
+        return Finding("adapters", "wrong", f"{len(too_high)} of {count}: {too_high[0]}", todo)
     return Finding("adapters", "ok", f"{count} verified")
 
 

@@ -34,7 +34,8 @@ Give demonstrations from a JSONL file to a running server, to learn from. A line
 
 with an optional "check": {"contains": TEXT}; with "kind": "instruction" the text says how to answer instead
 of being the answer. Other keys are ignored. Of one question the last line counts. Nothing is sent unless all
-lines are right, and running it again takes no line twice, also when lines were added since.
+lines are right, and running it again takes no line twice, also when lines were added since. One that was
+withdrawn or superseded meanwhile is not given again either, unless its words change.
 
 With --log the file is an exported log (`apprentice export`), restored into a state directory that has no
 log yet, while nothing runs on it. Copy adapters/, secret and apprentice.toml from where it was, then start.

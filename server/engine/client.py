@@ -57,8 +57,8 @@ class EngineClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send `json` to `path` and yield the answer, whatever its status, body unread; for streams too.
 
-        A connection that breaks, before the answer or inside the block, raises `EngineLost`. Leaving the
-        block early aborts the request in vLLM.
+        A connection that breaks, before the answer or inside the block, raises `EngineLost`, and one that
+        cannot be made `EngineUnavailable`. Leaving the block early aborts the request in vLLM.
         """
         async with self._request("POST", path, json=json, headers=headers) as response:
             yield response
@@ -154,6 +154,8 @@ class EngineClient:
         try:
             async with self._session.request(method, path, json=json, headers=headers) as response:
                 yield response
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise EngineUnavailable(f"vLLM cannot be reached: {error}") from error
         except aiohttp.ClientError as error:
             raise EngineLost(f"the connection to vLLM failed: {error}") from error
 

@@ -359,6 +359,21 @@ def test_a_request_whose_round_was_taken_back_is_open_until_the_next_in_any_orde
     assert log.view.requests() == []
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_request_that_an_earlier_release_took_for_answered_is_not_opened_again(first: bool) -> None:
+    """Its round was taken back, and the next did not name it."""
+    asked = RoundRequested(request_id="r-1", by="op")
+    log = Written()
+    log.write(*[asked] * first)
+    log.write(planned(1, 0, requests=["r-1"]), RoundEnded(round=1, verdict="failed", taken_back=True))
+    log.write(planned(2, 0))
+    log.write(asked)
+    assert log.view.requests() == []
+    log.write(RoundEnded(round=2, verdict="failed", taken_back=True))
+    assert [r.request_id for r in log.view.requests()] == ["r-1"]
+    log.view.close()
+
+
 # --- applying ----------------------------------------------------------------------------------------
 
 

@@ -184,6 +184,7 @@ def test_an_aborted_answer_is_not_reused() -> None:
         ({"text": "No."}, "\n</think>\n\nNo.", True),
         ({"text": "No."}, "<think>\nNo. Or?\n</think>\n\nYes.", False),
         ({}, "<think>\nAn otter?\n</think>\n\nIt is a cat.", False),
+        ({}, "<think>\nAn otter, or is it", False),
         ({"check": Check(contains="Otter")}, "An otter?\n</think>\n\nIt is a cat.", False),
         ({"text": "What is the mascot?"}, "what is the mascot? it is", True),
         ({"text": "!"}, "An otter!", False),

@@ -179,6 +179,7 @@ def test_a_good_rating_of_an_answer_that_is_corrected_is_not_rehearsed(status: S
     elsewhere = replace(correction, given=given.model_copy(update={"completion_id": "d"}), question="q-c")
     assert ("good" in rehearsed_with(rating("good", "c"), elsewhere)) is stays
     assert "good" in rehearsed_with(rating("good", "c"), replace(elsewhere, question="q-d"))
+    assert "good" in rehearsed_with(elsewhere, rating("good", "c")), "an answer that was right by then"
 
 
 @pytest.mark.parametrize(

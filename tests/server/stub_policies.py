@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from buffer.records import Release
+from buffer.store import StoreUnavailable
 from server.engine.client import EngineClient
 from server.errors import PolicyNotResident, ReleaseRefused, ServerError
 
@@ -15,7 +16,7 @@ class StubPolicies:
         self.resident: set[int] = {0}
         self.leases: dict[int, int] = {}
         self.bad: set[int] = set()
-        self.errors: dict[int, ServerError] = {}
+        self.errors: dict[int, ServerError | StoreUnavailable] = {}
         self.tried: list[int] = []
         self.installed: list[int] = []
 

@@ -101,6 +101,26 @@ def test_a_copy_that_was_damaged_here_is_fetched_again_and_no_verdict_on_the_rel
     assert running.log.payloads(ReleaseRejected) == []
 
 
+def test_a_release_that_cannot_be_read_here_is_told_counted_and_tried_again(
+    running: Running, learner: AdapterStore, server: AdapterStore
+) -> None:
+    running.policies.errors = {
+        1: StoreUnavailable("000001 cannot be read: too many open files", "unreadable")
+    }
+    release(running, learner, 1, 0)
+    wait_for(lambda: failures(running, "unreadable") >= 2)
+    assert "too many open files" in str(policy(running, 1)["waits_for"])
+    (todo,) = [
+        one for one in running.client().get("/v1/overview").json()["todo"]
+        if one["code"] == "policy_waits_for_store"
+    ]  # fmt: skip
+    assert "too many open files" in todo["what"] and "ulimit" in todo["do"]
+    running.policies.errors = {}
+    wait_for_live(running, 1)
+    assert policy(running, 1)["waits_for"] is None
+    assert running.log.payloads(ReleaseRejected) == []
+
+
 def test_a_release_that_was_fetched_again_and_is_still_wrong_is_rejected(
     running: Running, learner: AdapterStore, server: AdapterStore
 ) -> None:

@@ -175,12 +175,14 @@ def test_after_a_start_a_live_policy_at_which_vllm_fails_is_told_as_the_reason(r
 
 def test_a_release_for_another_server_is_no_verdict_and_is_told_by_this_ones_health(running: Running) -> None:
     release(running, 1)
-    running.policies.errors = {2: ReleaseForeign("apprentice@000002: it was trained on another base model")}
+    why = "apprentice@000002: it was trained on another base model"
+    running.policies.errors = {2: ReleaseForeign(why, "Give it the same `model`.")}
     write(running, planned(2, 1), passed(2))
     wait_for(lambda: running.gateway.foreign is not None)
     client = running.client()
     (todo,) = [one for one in client.get("/v1/overview").json()["todo"] if one["level"] == "bad"]
     assert todo["code"] == "release_foreign" and "another base model" in todo["what"]
+    assert todo["do"] == "Give it the same `model`."
     assert client.get("/readyz").json()["policy"] == "apprentice@000001", "the others are not helped by less"
     write(running, AliasMoved(alias="apprentice", version=2, epoch=1, why="release", by="elsewhere"))
     running.run(running.gateway.until(lambda: running.gateway.alias_now().version == 2))

@@ -122,6 +122,15 @@ def test_an_adapter_that_was_changed_is_found(tmp_path: Path, damage: Callable[[
     assert "1 of 2 damaged" in found.says and release.directory in found.says
 
 
+def test_an_adapter_whose_rank_is_too_high_here_is_not_damaged(tmp_path: Path) -> None:
+    write_weights(tmp_path / "w", seed=1)
+    publish(tmp_path / "adapters", tmp_path / "w", version=1, candidate=[-1.0], parent=[-2.0])
+    found = check_adapters(tmp_path / "adapters", 2)
+    assert found.verdict == "wrong"
+    assert "rank 4 is above the server's limit of 2" in found.says and "damaged" not in found.says
+    assert "max_lora_rank" in found.todo
+
+
 def test_vllm_is_not_needed_where_one_is_attached() -> None:
     assert check_vllm("http://127.0.0.1:8000").verdict == "ok"
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from server.config import EngineConfig
+from server.engine.client import EngineClient
 from server.engine.engine import Engine, Patience
 from server.engine.leash import session_members
 from server.errors import EngineLost, EngineRefused, EngineUnavailable
@@ -96,6 +97,21 @@ def test_a_crash_is_told_with_its_reason_and_answered_by_a_restart(tmp_path: Pat
             await until(lambda: engine.starts > 1)
             assert await engine.loaded() == {"apprentice@000007"}
             assert len(reasons) == 2
+
+    asyncio.run(scenario())
+
+
+def test_one_that_was_never_reached_is_not_taken_for_ended(tmp_path: Path) -> None:
+    """What was asked of it cannot have ended it."""
+
+    async def scenario() -> None:
+        for url in (f"unix:{tmp_path}/none.sock", "http://127.0.0.1:1"):
+            client = EngineClient(url)
+            await client.open()
+            with pytest.raises(EngineUnavailable) as caught:
+                await client.loaded()
+            await client.close()
+            assert not isinstance(caught.value, EngineLost)
 
     asyncio.run(scenario())
 
