@@ -76,7 +76,7 @@ def test_a_release_that_fails_its_probe_is_rejected_and_not_served(running: Runn
 
 
 FAILING = EngineRefused("vLLM answered /v1/load_lora_adapter with 500: it ended", answer=500)
-QUICK = Patience(tries=3, first_pause_s=0.05, longest_pause_s=0.05)
+QUICK = Patience(tries=3, ends=2, first_pause_s=0.05, longest_pause_s=0.05)
 
 
 def test_a_release_at_which_vllm_fails_is_tried_again_and_served(running: Running) -> None:
@@ -93,29 +93,25 @@ def test_a_release_at_which_vllm_fails_is_tried_again_and_served(running: Runnin
     assert running.log.payloads(ReleaseRejected) == []
 
 
-def test_a_release_at_which_vllm_always_fails_is_rejected_in_the_end(running: Running) -> None:
+@pytest.mark.parametrize(
+    ("error", "tried", "why"),
+    [
+        (FAILING, 3, "it ended (3 times in a row)"),
+        (EngineLost("Server disconnected"), 2, "Server disconnected (2 times in a row)"),
+    ],
+)
+def test_a_release_at_which_vllm_always_fails_or_ends_is_rejected_in_the_end(
+    running: Running, error: EngineRefused | EngineLost, tried: int, why: str
+) -> None:
     release(running, 1)
     running.stop_following()
-    running.policies.errors = {2: FAILING}
+    running.policies.errors = {2: error}
     running.follow(QUICK)
     write(running, planned(2, 1), passed(2))
     running.run(running.gateway.until(lambda: 2 in running.gateway.buffer.view.rejected()))
-    assert running.policies.tried.count(2) == 3
+    assert running.policies.tried.count(2) == tried
     (rejected,) = running.log.payloads(ReleaseRejected)
-    assert isinstance(rejected, ReleaseRejected) and "it ended (3 times in a row)" in rejected.why
-    assert running.gateway.live == 1
-
-
-def test_a_release_at_which_vllm_ends_is_given_up_sooner(running: Running) -> None:
-    release(running, 1)
-    running.stop_following()
-    running.policies.errors = {2: EngineLost("the connection to vLLM failed: Server disconnected")}
-    running.follow(Patience(tries=6, ends=2, first_pause_s=0.05, longest_pause_s=0.05))
-    write(running, planned(2, 1), passed(2))
-    running.run(running.gateway.until(lambda: 2 in running.gateway.buffer.view.rejected()))
-    assert running.policies.tried.count(2) == 2
-    (rejected,) = running.log.payloads(ReleaseRejected)
-    assert isinstance(rejected, ReleaseRejected) and "disconnected (2 times in a row)" in rejected.why
+    assert isinstance(rejected, ReleaseRejected) and why in rejected.why
     assert running.gateway.live == 1
 
 
