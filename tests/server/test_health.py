@@ -54,7 +54,7 @@ def test_where_all_is_well_there_is_nothing_to_do() -> None:
         ("learner_failed", "bad", {"learner": Learner("failed", "no memory", NOW - 300)}),
         ("round_failed", "warn", {"rounds": [ended(1, "failed", "no memory")]}),
         ("rounds_refused", "warn", {"rounds": [ended(1, "refused", "x"), ended(2, "refused", "forgot")]}),
-        ("release_foreign", "bad", {"foreign": ReleaseForeign("its base model is another", "Give it the same.")}),
+        ("release_foreign", "bad", {"foreign": ReleaseForeign("another base", "Give it the same.")}),
         ("policy_waits_for_store", "warn", {"waits_for": {"apprentice@000004": "missing"}}),
         ("feedback_held", "note", {"held": 3}),
         ("drift_high", "note", {"drift": 0.3, "round_limit": 0.15}),
