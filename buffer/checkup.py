@@ -21,7 +21,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from buffer.config import KafkaConfig
-from buffer.journal import VERSION
+from buffer.journal_file import VERSION
 from buffer.log import BufferError
 
 LOW_BYTES, TOO_LOW_BYTES = 2 << 30, 64 << 20

@@ -12,7 +12,8 @@ import pytest
 from buffer import checkup, files
 from buffer.checkup import Finding
 from buffer.config import BufferConfig, KafkaConfig
-from buffer.journal import VERSION, Journal
+from buffer.journal import Journal
+from buffer.journal_file import VERSION
 from buffer.outbox import Outbox
 from buffer.topics import ensure_topics
 from tests.buffer.conftest import START, make

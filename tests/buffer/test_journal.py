@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from buffer.journal import FROM_1, VERSION, Journal
+from buffer.journal import Journal
+from buffer.journal_file import FROM_1, VERSION
 from buffer.log import LogFull, LogMisconfigured, LogUnavailable
 from buffer.records import STREAMS
 from tests.buffer.conftest import START, ids, make, read_until
@@ -257,7 +258,7 @@ def wait_until(holds: Callable[[], bool]) -> bool:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits for another waits until the test has failed."""
-    monkeypatch.setattr("buffer.journal.BUSY_S", 3600.0)
+    monkeypatch.setattr("buffer.journal_file.BUSY_S", 3600.0)
 
 
 @pytest.mark.usefixtures("patient")
@@ -287,7 +288,7 @@ def test_what_a_reader_kept_from_being_erased_is_erased_without_a_cause_after_it
 def test_nothing_is_moved_out_of_the_wal_while_another_process_writes(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("buffer.journal.BUSY_S", 0.1)
+    monkeypatch.setattr("buffer.journal_file.BUSY_S", 0.1)
     monkeypatch.setattr("buffer.journal.AGAIN_S", 0.1)
     with closing(Journal(path)) as journal:
         journal.append([make(1)]).result()
@@ -353,7 +354,9 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(
             db.execute(f"ALTER TABLE records DROP COLUMN {name}")
         db.execute("PRAGMA user_version = 1")
     with monkeypatch.context() as broken:
-        broken.setattr("buffer.journal.FROM_1", (FROM_1[0], "ALTER TABLE nowhere ADD COLUMN source TEXT"))
+        broken.setattr(
+            "buffer.journal_file.FROM_1", (FROM_1[0], "ALTER TABLE nowhere ADD COLUMN source TEXT")
+        )
         with pytest.raises(LogMisconfigured, match="nowhere"):
             Journal(path)
     journal = Journal(path)
@@ -365,7 +368,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(
 def test_a_journal_that_others_keep_locked_is_unavailable(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("buffer.journal.BUSY_S", 0.1)
+    monkeypatch.setattr("buffer.journal_file.BUSY_S", 0.1)
     journal = Journal(path)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
