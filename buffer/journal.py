@@ -15,15 +15,16 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from buffer.journal_file import connect, open_journal, translate, translated
+from buffer.journal_file import connect, open_journal
 from buffer.log import Backlog, BufferError, LogNotEmpty, LogUnavailable, Space, refuse_too_large
 from buffer.records import KEYED, STREAMS, Positions, Record, Stream, timestamp
+from buffer.sqlite import translate
 
 COLUMNS = "seq, stream, type, id, time, partition_key, data, source, sequence, partition"
 INSERT = f"INSERT INTO records ({COLUMNS}) VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
@@ -52,7 +53,7 @@ class Journal:
         self.path = path
         self._max_bytes = max_bytes
         self._wal = f"{path}-wal"
-        with translated(path):
+        with _translated(path):
             self._db = open_journal(path)
             self._reader, self._mover = connect(path), connect(path)
             if max_bytes:
@@ -174,7 +175,7 @@ class Journal:
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a SELECT, from a connection of its own: it never waits for a commit."""
-        with self._reading, translated(self.path):
+        with self._reading, _translated(self.path):
             self._refuse_closed()
             return self._reader.execute(sql, values).fetchall()
 
@@ -216,7 +217,7 @@ class Journal:
         flat = [value for pair in starts.items() for value in pair]
         records: list[Record] = []
         size = last = 0
-        with self._reading, translated(self.path):
+        with self._reading, _translated(self.path):
             self._refuse_closed()
             with contextlib.closing(self._reader.execute(sql, (min(starts.values()), *flat, limit))) as rows:
                 for row in rows:
@@ -328,3 +329,12 @@ def _values(record: Record) -> tuple[Any, ...]:
     """Those of `INSERT` that every record has."""
     time_ = timestamp(record.time)
     return (record.stream, record.type, record.id, time_, record.partition_key, record.data)
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Raise what SQLite or the disk says as a `BufferError`."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise translate(error, path) from error

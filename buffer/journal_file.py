@@ -5,11 +5,11 @@ import os
 import sqlite3
 import tempfile
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 from buffer import files
-from buffer.log import LogFull, LogMisconfigured, LogUnavailable
+from buffer.log import LogMisconfigured
+from buffer.sqlite import transaction
 
 VERSION = 2
 SCHEMA = (
@@ -66,17 +66,11 @@ def open_journal(path: Path) -> sqlite3.Connection:
 
 def _migrate(db: sqlite3.Connection) -> None:
     """From format 1, unless another process was faster."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(db):
         if db.execute("PRAGMA user_version").fetchone()[0] == 1:
             for statement in FROM_1:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {VERSION}")
-        db.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")  # SQLite has done so itself after some errors
-        raise
 
 
 def _create(path: Path) -> None:
@@ -101,32 +95,3 @@ def _create(path: Path) -> None:
         files.sync(path.parent)
     finally:
         os.unlink(temporary)
-
-
-@contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Raise what SQLite or the disk says as a `BufferError`."""
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise translate(error, path) from error
-
-
-def translate(
-    error: Exception,
-    path: Path | str,
-    *,
-    full: str = "free disk space, or raise max_bytes in [buffer]",
-    wrong: str = "check its path and permissions; a corrupt file: move it away, restore a backup",
-) -> Exception:
-    """What SQLite says, as what a caller can act on. `full` and `wrong` are hints."""
-    if not isinstance(error, sqlite3.Error | OSError):
-        return error
-    code = getattr(error, "sqlite_errorcode", 0)
-    no_room = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
-    passing = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR)
-    if code in no_room:
-        return LogFull(f"{path}: {error}", full)
-    if code & 0xFF in passing:
-        return LogUnavailable(f"{path}: {error}", "try again; if it persists, check the disk")
-    return LogMisconfigured(f"{path}: {error}", wrong)

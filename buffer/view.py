@@ -10,7 +10,7 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from buffer.records import (
     RoundRequested,
 )
 from buffer.rounds import Alias, Move, Round
+from buffer.sqlite import transaction
 from buffer.view_file import BUSY_MS, open_view, translated
 
 logger = logging.getLogger(__name__)
@@ -411,15 +412,8 @@ class View:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock, translated(self._path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")  # SQLite has done so itself after some errors
-                raise
+        with self._lock, translated(self._path), transaction(self._db):
+            yield
 
 
 def _tombstones(rows: Iterable[Sequence[Any]], time: datetime) -> list[Record]:

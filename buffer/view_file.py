@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from buffer import projection
-from buffer.journal_file import translate
+from buffer.sqlite import translate
 
 BUSY_MS = 5_000
 """How long to wait for another process that has the file locked."""

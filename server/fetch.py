@@ -58,16 +58,13 @@ class Fetcher:
         failed = self._failed.get(release.version)
         resting = failed is not None and asyncio.get_running_loop().time() < failed.again
         if self._here(release):
-            if failed is not None and resting and failed.error.reason == "unreadable":
-                raise failed.error.with_traceback(None)  # else it grows each time
-            return
-        if not resting:
+            if failed is None or not resting or failed.error.reason != "unreadable":
+                return
+        elif not resting:
             self._begin(release)
-        raise (
-            failed.error
-            if failed is not None
-            else StoreUnavailable(f"{release.directory} is being fetched", "missing")
-        )
+        if failed is None:
+            raise StoreUnavailable(f"{release.directory} is being fetched", "missing")
+        raise failed.error.with_traceback(None)  # else it grows each time
 
     def tell(self, version: int, error: StoreUnavailable | None) -> None:
         """How an attempt to have this version here has ended: a failure is counted, and told until one ends

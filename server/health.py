@@ -63,9 +63,9 @@ class Facts:
     paused_by: str | None = None
     paused_at: float | None = None
     foreign: ReleaseForeign | None = None
-    """Why this server will never serve what the others may: its base model or alias is another."""
+    """Why this server, as it is set up, will never serve what the others may."""
     waits_for: Mapping[str, str] = field(default_factory=dict)
-    """Policies that are not on this machine, and why the store has not given them."""
+    """Policies that are not on this machine, or cannot be read here, and why."""
     rounds: Sequence[Round] = ()
     held: int = 0
     drift: float | None = None

@@ -1,7 +1,6 @@
 import sqlite3
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -28,15 +27,7 @@ from buffer.records import (
     uuid7,
 )
 from buffer.view import View
-from tests.buffer.conftest import START
-
-
-def wait_until(holds: Callable[[], bool]) -> bool:
-    for _ in range(400):
-        if holds():
-            return True
-        time.sleep(0.05)
-    return False
+from tests.buffer.conftest import START, wait_until
 
 
 def opened(completion_id: str) -> ExchangeOpened:

@@ -5,7 +5,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import closing, contextmanager
@@ -17,7 +16,7 @@ from buffer.journal import Journal
 from buffer.journal_file import FROM_1, VERSION
 from buffer.log import LogFull, LogMisconfigured, LogUnavailable
 from buffer.records import STREAMS
-from tests.buffer.conftest import START, ids, make, read_until
+from tests.buffer.conftest import START, ids, make, read_until, wait_until
 
 WRITER = """
 import sys
@@ -247,14 +246,6 @@ def read_by_another(path: Path) -> Iterator[None]:
         yield
 
 
-def wait_until(holds: Callable[[], bool]) -> bool:
-    for _ in range(400):
-        if holds():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits for another waits until the test has failed."""
@@ -271,6 +262,7 @@ def test_who_reads_for_long_holds_up_nobody_who_appends(path: Path, monkeypatch:
             for number in range(2, 6):
                 for one in (neighbour, journal):
                     one.append([make(number)]).result(30)
+        assert len(journal.read({})[0]) == 10
 
 
 @pytest.mark.usefixtures("patient")
